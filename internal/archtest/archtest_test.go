@@ -335,7 +335,7 @@ func TestSkips(t *testing.T) {
 		ast.Inspect(f, func(n ast.Node) bool {
 			if sel, ok := n.(*ast.SelectorExpr); ok && (sel.Sel.Name == "Skip" || sel.Sel.Name == "Skipf" ||
 				sel.Sel.Name == "SkipNow") {
-				t.Errorf("%s: %s", fset.Position(n.Pos()), sel.Sel.Name)
+				t.Errorf("%s: tests must not call %s", fset.Position(n.Pos()), sel.Sel.Name)
 			}
 			return true
 		})

@@ -98,7 +98,7 @@ func check(t *testing.T, fset *token.FileSet, path string, files []*ast.File, im
 
 	conf := types.Config{Importer: imports}
 	if _, err := conf.Check(path, fset, files, info); err != nil {
-		t.Fatalf("%s: %v", path, err)
+		t.Fatalf("type-check %s: %v", path, err)
 	}
 
 	return typed{name: strings.TrimPrefix(path, module), fset: fset, files: files, info: info}

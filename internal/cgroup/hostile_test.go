@@ -109,7 +109,7 @@ func TestGroupOfChild(t *testing.T) {
 	}
 
 	if pids, err := g.PIDs(); err != nil || !slices.Equal(pids, []int{7}) {
-		t.Errorf("%v, %v", pids, err)
+		t.Errorf("processes %v, %v; want 7", pids, err)
 	}
 }
 

@@ -111,7 +111,7 @@ func checkGroup(t *testing.T, g *Group, own string, n uint64) {
 
 	if g.Path() != own || d.CPU != n*1000 || d.Memory.Usage != n*4096 || d.Memory.RSS != n*4096 ||
 		*d.Memory.Limit != n<<20 {
-		t.Errorf("%s: %+v", g.Path(), d)
+		t.Errorf("group %s has details %+v", g.Path(), d)
 	}
 
 	if *d.Threads != n || *d.MaxThreads != n*10 || *d.OOMKills != n {

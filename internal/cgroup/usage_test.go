@@ -312,7 +312,7 @@ func TestRemovedGroup(t *testing.T) {
 
 	first := read()
 	if err := os.Remove(dir); err != nil || first != nil {
-		t.Fatalf("%v, %v", first, err)
+		t.Fatalf("first read: %v, removal: %v", first, err)
 	}
 
 	again := read()

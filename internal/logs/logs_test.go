@@ -170,7 +170,7 @@ func TestAutoUsesTheDriver(t *testing.T) {
 		expect(t, l, ModeCRI, "", driver.Name)
 		c, err := l.Config(t.Context(), "/var/log/pods/p/", "main//0.log")
 		if err != nil || fmt.Sprint(c.Options) != "map[cache-disabled:true directory:/var/log/pods/p path:main/0.log]" {
-			t.Errorf("%v, %v", c, err)
+			t.Errorf("Config: %v, %v", c, err)
 		}
 
 		for _, none := range [][2]string{{"", "main/0.log"}, {"/var/log/pods/p", ""}} {
@@ -225,7 +225,7 @@ func TestAutoFallsBack(t *testing.T) {
 			inBubble(t, ModeAuto, w, func(t *testing.T, l *Logs) {
 				c, err := l.Config(t.Context(), "/d", "p") // waits for the decision
 				if err != nil || c.Driver != "json-file" || c.Options != nil {
-					t.Errorf("%v, %v", c, err)
+					t.Errorf("Config: %v, %v; want json-file without options", c, err)
 				}
 
 				expect(t, l, ModeJSONFile, "log-driver process", "json-file")
@@ -265,7 +265,7 @@ func TestUndecidedWhileTheEngineIsDown(t *testing.T) {
 		defer cancel()
 
 		if c, err := l.Config(ctx, "/d", "p"); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("%v, %v", c, err)
+			t.Errorf("Config while undecided: %v, error %v, want a timeout", c, err)
 		}
 
 		w.setReach(nil)
@@ -312,7 +312,7 @@ func TestReopenUsesTheWriter(t *testing.T) {
 	l := w.logs(ModeJSONFile)
 	ours := &model.Container{ID: "aa", LogPath: "/var/log/pods/p/0.log", LogDriver: driver.Name}
 	if err := l.Reopen(t.Context(), ours); err != nil || fmt.Sprint(w.reopened) != "[aa]" {
-		t.Errorf("%v, %v", w.reopened, err)
+		t.Errorf("reopened %v, error %v", w.reopened, err)
 	}
 
 	w.reopen = errdefs.ErrNotFound

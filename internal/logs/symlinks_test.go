@@ -60,7 +60,7 @@ func TestLinkAndUnlink(t *testing.T) {
 
 		first = link
 		if b, err := os.ReadFile(c.LogPath); err != nil || string(b) != "line" {
-			t.Errorf("%q, %v", b, err)
+			t.Errorf("read of the link: %q, %v", b, err)
 		}
 	}
 
@@ -163,7 +163,7 @@ func TestReopenOfALink(t *testing.T) {
 		}
 
 		if st, err := os.Lstat(rotated); err != nil || !st.Mode().IsRegular() || st.Mode().Perm() != 0o640 {
-			t.Errorf("%v, %v", st, err)
+			t.Errorf("rotated file: %v, %v; want a regular file with mode 0640", st, err)
 		}
 
 		if _, err := engine.WriteString("line " + strconv.Itoa(i+1)); err != nil {

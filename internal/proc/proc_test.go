@@ -252,14 +252,14 @@ func TestForeign(t *testing.T) {
 			}
 
 			if got := f.Foreign(); got != "it does not run in the "+want+" namespace of process 1" {
-				t.Errorf("%s: %q", ns, got)
+				t.Errorf("another %s namespace: got %q", ns, got)
 			}
 			if err := os.Remove(link); err != nil {
 				t.Fatal(err)
 			}
 
 			if got := f.Foreign(); got != "the namespaces of process 1 cannot be read" {
-				t.Errorf("%s: %q", ns, got)
+				t.Errorf("unreadable %s namespace: got %q", ns, got)
 			}
 		})
 	}
@@ -275,7 +275,7 @@ func TestDir(t *testing.T) {
 	var ours, theirs unix.Stat_t
 	if err := errors.Join(unix.Stat("/proc/self/ns/net", &ours), unix.Stat(d.Path("ns/net"), &theirs)); err != nil ||
 		ours.Ino != theirs.Ino {
-		t.Errorf("%d %d %v", ours.Ino, theirs.Ino, err)
+		t.Errorf("network namespaces %d and %d differ, %v", ours.Ino, theirs.Ino, err)
 	}
 
 	if d.InCgroup("") || d.InCgroup("no such container") || !d.InCgroup(":") {

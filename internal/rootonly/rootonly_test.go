@@ -280,13 +280,13 @@ func TestHexAddress(t *testing.T) {
 		"0000000000000000FFFF00000100007F:0050": "127.0.0.1:80",
 	} {
 		if got, err := parseHexAddress(in); err != nil || got != netip.MustParseAddrPort(want) {
-			t.Errorf("%s: %v %v", in, got, err)
+			t.Errorf("%s: got %v, %v; want %s", in, got, err, want)
 		}
 	}
 
 	for _, in := range []string{"", ":", "0:0", "zzzzzzzz:1", "0100007F:FFFFF", "0100007F"} {
 		if got, err := parseHexAddress(in); err == nil {
-			t.Errorf("%s: %v", in, got)
+			t.Errorf("%s: got %v, want an error", in, got)
 		}
 	}
 }
@@ -303,7 +303,7 @@ func TestEngineAddress(t *testing.T) {
 	} {
 		network, address := EngineAddress(in)
 		if network+" "+address != want || (EngineDial(in) == nil) != (want == " ") {
-			t.Errorf("%s: %s %s", in, network, address)
+			t.Errorf("%q: got network %q, address %q; want %q", in, network, address, want)
 		}
 	}
 }

@@ -87,7 +87,7 @@ func TestLogsAreMasked(t *testing.T) {
 		"nothing", error(nil), slog.Group("g", "err", err))
 	if strings.Contains(out.String(), "s3cret") || !strings.Contains(out.String(), "registry.test") ||
 		!strings.Contains(out.String(), `"n":1`) {
-		t.Errorf("%s", out.String())
+		t.Errorf("log is not masked: %s", out.String())
 	}
 }
 
@@ -96,10 +96,10 @@ func TestHiddenErrorsKeepTheirKind(t *testing.T) {
 	err := fmt.Errorf("bob with hunter2: %w", kind)
 	got := Hide(err, "hunter2")
 	if got.Error() != "bob with ***: denied" || !errors.Is(got, kind) {
-		t.Errorf("%v", got)
+		t.Errorf("masked error is %v", got)
 	}
 	if got := Hide(kind, "hunter2"); got != kind { //nolint:errorlint // the same one
-		t.Errorf("%v", got)
+		t.Errorf("error without secrets was changed to %v", got)
 	}
 	if Hide(nil) != nil {
 		t.Error("Hide(nil) returned an error")

@@ -42,12 +42,12 @@ func TestNetworkIsBounded(t *testing.T) {
 					defaults++
 				}
 				if !utf8.ValidString(d.Name) || d.RxBytes != 1 || d.TxDropped != 8 {
-					t.Errorf("%+v", d)
+					t.Errorf("unexpected device %+v", d)
 				}
 			}
 
 			if defaults != 1 {
-				t.Errorf("%v", got)
+				t.Errorf("devices %v, want exactly one default interface", got)
 			}
 		})
 	}
@@ -67,7 +67,7 @@ func TestNetworkOfReusedPID(t *testing.T) {
 	m, r := newMachine(t)
 	m.write("proc/7/net/dev", "eth0"+counters)
 	if got, err := r.Network(id, 7, 5); err != nil || len(got) != 1 {
-		t.Fatalf("%v, %v", got, err)
+		t.Fatalf("devices %v, %v; want one", got, err)
 	}
 
 	if err := os.RemoveAll(filepath.Join(m.dir, "proc/7")); err != nil {
@@ -77,7 +77,7 @@ func TestNetworkOfReusedPID(t *testing.T) {
 	m.write("proc/7/net/dev", "another"+counters)
 	m.write("proc/7/cgroup", "0::/kubepods/podother/beef\n")
 	if got, err := r.Network(id, 7, 5); err == nil {
-		t.Errorf("%v", got)
+		t.Errorf("devices of another pod: %v", got)
 	}
 }
 
@@ -127,7 +127,7 @@ func FuzzPrintable(f *testing.F) {
 			t.Errorf("%q and %q become %q and %q", a, b, pa, pb)
 		}
 		if !utf8.ValidString(pa) || len(pa) > 4*len(a) {
-			t.Errorf("%q", pa)
+			t.Errorf("name %q is invalid or too long", pa)
 		}
 	})
 }
@@ -200,7 +200,7 @@ func TestIsPodGroup(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := isPodGroup(name, "0a-1b"); got != want {
-				t.Errorf("%q: %v", name, got)
+				t.Errorf("isPodGroup = %v, want %v", got, want)
 			}
 		})
 	}
@@ -215,10 +215,10 @@ func TestForgetWhileReading(t *testing.T) {
 		readers.Go(func() {
 			for range 300 {
 				if got, err := r.Network(id, 7, 5); err == nil && (len(got) != 1 || got[0].Name != DefaultInterface) {
-					t.Errorf("%+v", got)
+					t.Errorf("devices of another file: %+v", got)
 				}
 				if u, err := r.Container(id, 7); err == nil && u.Memory.Usage != 100 {
-					t.Errorf("%+v", u)
+					t.Errorf("usage of another file: %+v", u)
 				}
 			}
 		})

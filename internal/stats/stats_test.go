@@ -113,7 +113,7 @@ func TestForgets(t *testing.T) {
 
 		time.Sleep(idleTimeout + time.Second)
 		if _, err := r.Container("other", 8); !errdefs.IsNotFound(err) {
-			t.Errorf("%v", err)
+			t.Errorf("missing container: error %v, want NotFound", err)
 		}
 
 		if _, known := r.tracks[key{id: id}]; known {
@@ -126,12 +126,12 @@ func TestPod(t *testing.T) {
 	_, r := newMachine(t)
 	u, err := r.Pod(id, 7, uid)
 	if err != nil || u.Memory.WorkingSet != 90 || u.Memory.RSS != 50 {
-		t.Errorf("%+v, %v", u, err)
+		t.Errorf("pod usage %+v, %v", u, err)
 	}
 
 	d, err := r.PodDetails(id, 7, uid)
 	if err != nil || d.Memory.RSS != 50 || d.Path != "/kubepods/pod"+uid {
-		t.Errorf("%+v, %v", d, err)
+		t.Errorf("pod details %+v, %v", d, err)
 	}
 
 	for _, other := range []string{"", "ffff"} {
@@ -183,7 +183,7 @@ func TestNetwork(t *testing.T) {
 		TxPackets: 20,
 		TxErrors:  3,
 	}}, got); diff != "" || err != nil {
-		t.Errorf("%s, %v", diff, err)
+		t.Errorf("devices differ: %s, %v", diff, err)
 	}
 
 	if _, err := r.Network("other", 8, 10); err == nil {
@@ -243,7 +243,7 @@ func TestDescriptors(t *testing.T) {
 		p, err := r.Descriptors(id, 7)
 		if err != nil || p.Count != 2 || p.Files == nil || p.Sockets == nil || p.MaxFiles == nil ||
 			*p.MaxFiles != own.Cur {
-			t.Fatalf("%+v, %v", p, err)
+			t.Fatalf("descriptors %+v, %v", p, err)
 		}
 		return counts{*p.Files, *p.Sockets}
 	}
@@ -302,7 +302,7 @@ func TestDisks(t *testing.T) {
 
 	fs, err := r.FileSystem(m.dir)
 	if err != nil || fs.Bytes == 0 || fs.InodesFree > fs.Inodes {
-		t.Errorf("%+v, %v", fs, err)
+		t.Errorf("file system %+v, %v", fs, err)
 	}
 
 	if fs.Disk != nil {
@@ -331,7 +331,7 @@ func TestDisks(t *testing.T) {
 	}
 	if fs, err := r.FileSystem(m.dir); err != nil || cmp.Diff(want, fs.Disk) != "" || fs.Used == 0 ||
 		fs.Used > fs.Bytes {
-		t.Errorf("%+v, %v: %s", fs, err, cmp.Diff(want, fs.Disk))
+		t.Errorf("file system %+v, %v; disk differs: %s", fs, err, cmp.Diff(want, fs.Disk))
 	}
 
 	m.write("proc/diskstats", "garbage\n")
@@ -354,7 +354,7 @@ func TestLogBytes(t *testing.T) {
 	m.write("logs/0.log", strings.Repeat("x", 10000))
 	one, err := r.LogBytes(id, path)
 	if err != nil || one < 10000 || one > 64<<10 {
-		t.Errorf("%d, %v", one, err)
+		t.Errorf("log has %d bytes on disk, %v", one, err)
 	}
 
 	m.write("logs/0.log.20260101-000000", strings.Repeat("x", 10000))

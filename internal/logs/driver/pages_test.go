@@ -78,7 +78,7 @@ func TestPipePagesExhausted(t *testing.T) {
 
 			c.stop()
 			if diff := cmp.Diff(want, texts(t, c.log.String())); diff != "" {
-				t.Errorf("%.2000s", diff)
+				t.Errorf("log differs: %.2000s", diff)
 			}
 			if alarms := d.alarms.list(); !slices.Equal(alarms, []string{alarmText[alarmPipes]}) {
 				t.Errorf("alarms: %q", alarms)
@@ -176,7 +176,7 @@ func TestKilledWithASpill(t *testing.T) {
 
 			c.stop()
 			if diff := cmp.Diff([]string{"stdout F " + line, "stdout F after"}, texts(t, c.log.String())); diff != "" {
-				t.Errorf("%.500s", diff)
+				t.Errorf("log differs: %.500s", diff)
 			}
 		})
 	}
@@ -225,7 +225,7 @@ func TestSpillCannotBeWritten(t *testing.T) {
 
 			c.stop()
 			if diff := cmp.Diff(want, texts(t, c.log.String())); diff != "" {
-				t.Errorf("%.500s", diff)
+				t.Errorf("log differs: %.500s", diff)
 			}
 		})
 	}

@@ -76,7 +76,7 @@ func TestPathsOutOfTheDirectory(t *testing.T) {
 			r := httptest.NewRequest(http.MethodPost, "/LogDriver.StartLogging", strings.NewReader(body))
 			e.http.ServeHTTP(w, r)
 			if !strings.Contains(w.Body.String(), `"Err":"`) || strings.Contains(w.Body.String(), `"Err":""`) {
-				t.Errorf("%q: %s", body, w.Body)
+				t.Errorf("request %q: response %s, want an error", body, w.Body)
 			}
 		})
 	}
@@ -123,7 +123,7 @@ func TestClient(t *testing.T) {
 	changes := make(chan Status, 10)
 	s, ended, err := client.Watch(t.Context(), func(s Status) { changes <- s })
 	if err != nil || s.Control != controlVersion || s.Version != "test" || s.PID != os.Getpid() {
-		t.Fatalf("%+v, %v", s, err)
+		t.Fatalf("status %+v, error %v", s, err)
 	}
 
 	if err := client.Reopen(t.Context(), idOf("aa")); !errdefs.IsNotFound(err) {
@@ -173,7 +173,7 @@ func TestPluginProtocol(t *testing.T) {
 			w := httptest.NewRecorder()
 			e.http.ServeHTTP(w, httptest.NewRequest(http.MethodPost, path, nil))
 			if got := strings.TrimSpace(w.Body.String()); got != want {
-				t.Errorf("%s: %s", path, got)
+				t.Errorf("%s: response %s, want %s", path, got, want)
 			}
 		})
 	}

@@ -152,7 +152,7 @@ func TestAcceptWithoutDescriptors(t *testing.T) {
 	eventually(t, "the alarm is raised", func() bool { return len(d.alarms.list()) == 1 })
 	families, err := NewClient(socket).Metrics(t.Context())
 	if err != nil || families["cri_dockerd_log_streams"] == nil {
-		t.Errorf("%v, %v", families, err)
+		t.Errorf("metrics %v, error %v", families, err)
 	}
 
 	if n := l.fails.Load(); n < -3 {
