@@ -2,6 +2,7 @@ package docs
 
 import (
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -85,20 +86,21 @@ var (
 	sourceFile  = regexp.MustCompile("`([a-z][a-z0-9_/]*\\.go)`")
 )
 
-// testNames are the names of all tests and fuzz targets of the repository.
-func testNames(t *testing.T) []string {
+// testNames are the names of the tests and fuzz targets of each directory of the repository.
+func testNames(t *testing.T) map[string][]string {
 	t.Helper()
-	var names []string
+	names := map[string][]string{}
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
 			return err
 		}
 
+		dir, err := filepath.Rel(root, filepath.Dir(path))
 		for _, m := range declaration.FindAllStringSubmatch(readText(t, path), -1) {
-			names = append(names, m[1])
+			names[dir] = append(names[dir], m[1])
 		}
 
-		return nil
+		return err
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -107,19 +109,52 @@ func testNames(t *testing.T) []string {
 	return names
 }
 
-// TestNamedTestsExist: a test that a page names as a proof exists. TestWalk* stands for all with
-// this prefix.
+// hasTest reports whether names has a test. TestWalk* stands for any with this prefix.
+func hasTest(names []string, name string) bool {
+	prefix, isPattern := strings.CutSuffix(name, "*")
+	return slices.ContainsFunc(names, func(n string) bool {
+		return n == name || isPattern && strings.HasPrefix(n, prefix)
+	})
+}
+
+// TestNamedTestsExist: every test named on a page exists.
 func TestNamedTestsExist(t *testing.T) {
-	known := testNames(t)
+	known := slices.Concat(slices.Collect(maps.Values(testNames(t)))...)
 	for _, path := range allPages(t) {
 		for _, name := range testName.FindAllString(readText(t, path), -1) {
-			prefix, isPattern := strings.CutSuffix(name, "*")
-			if !slices.ContainsFunc(known, func(k string) bool {
-				return k == name || isPattern && strings.HasPrefix(k, prefix)
-			}) {
+			if !hasTest(known, name) {
 				t.Errorf("%s names %s, which does not exist", path, name)
 			}
 		}
+	}
+}
+
+// proofs finds the tests of a package in the forms "`view: TestHeartbeat, TestSilentStream`" and
+// "- `view`: TestHeartbeat, TestSilentStream".
+var proofs = regexp.MustCompile("`([a-z0-9/]+)(?:: ([^`]+)`|`: ((?:Test|Fuzz)[^\n]+(?:\n  [^\n]+)*))")
+
+// TestNamedTestsAreInTheirPackage: a test is in the package given on the page.
+func TestNamedTestsAreInTheirPackage(t *testing.T) {
+	known := testNames(t)
+	found := 0
+	for _, path := range allPages(t) {
+		for _, m := range proofs.FindAllStringSubmatch(readText(t, path), -1) {
+			var here []string
+			for _, parent := range []string{"internal", "test", "internal/logs"} {
+				here = append(here, known[filepath.Join(parent, m[1])]...)
+			}
+
+			for _, name := range testName.FindAllString(m[2]+m[3], -1) {
+				found++
+				if !hasTest(here, name) {
+					t.Errorf("%s: package %s has no %s", path, m[1], name)
+				}
+			}
+		}
+	}
+
+	if found < 100 {
+		t.Errorf("only %d tests were found", found)
 	}
 }
 
