@@ -16,9 +16,9 @@ import (
 	"cri-dockerd/internal/validate"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "update the golden files")
 
-// hosts are the engines that golden files name.
+// hosts are the engines in golden files.
 var hosts = map[string]model.Host{
 	"20.10": {
 		EngineVersion:   "20.10.24",
@@ -42,9 +42,10 @@ var hosts = map[string]model.Host{
 	},
 }
 
-// TestGolden translates each testdata/*.txtar: its files are "host" (a key of hosts),
-// "request.json" (a RunPodSandboxRequest or CreateContainerRequest) and "docker.json" or "error",
-// which -update writes.
+// TestGolden translates each testdata/*.txtar. Its files are "host" (a key of hosts),
+// "request.json" (a RunPodSandboxRequest or CreateContainerRequest), and "docker.json" or "error"
+// with the result.
+// -update writes the result.
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) < 6 {
@@ -59,11 +60,11 @@ func TestGolden(t *testing.T) {
 			}
 
 			in := map[string]string{}
-			var kept []txtar.File
+			var input []txtar.File
 			for _, f := range a.Files {
 				in[f.Name] = string(f.Data)
 				if f.Name == "host" || f.Name == "request.json" {
-					kept = append(kept, f)
+					input = append(input, f)
 				}
 			}
 
@@ -74,7 +75,7 @@ func TestGolden(t *testing.T) {
 
 			name, got := translate(t, in["request.json"], host)
 			if *update {
-				a.Files = append(kept, txtar.File{Name: name, Data: []byte(got)})
+				a.Files = append(input, txtar.File{Name: name, Data: []byte(got)})
 				if err := os.WriteFile(file, txtar.Format(a), 0o644); err != nil {
 					t.Fatal(err)
 				}
@@ -88,74 +89,16 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// translate is the golden file's last part: what Docker is told without what is empty, or the
-// refusal.
+// translate returns the last part of a golden file: Docker's request without empty values, or the
+// error.
 func translate(t *testing.T, request string, h model.Host) (file, content string) {
 	t.Helper()
-	var c *Create
-	var err error
+	create := createSandbox
 	if strings.Contains(request, `"pod_sandbox_id"`) {
-		r := &runtimeapi.CreateContainerRequest{}
-		if err := json.Unmarshal([]byte(request), r); err != nil {
-			t.Fatal(err)
-		}
-
-		if err = validate.Request(r); err == nil {
-			sb := &model.Sandbox{
-				ID:           model.ContainerID(r.PodSandboxId),
-				Name:         SandboxName(r.SandboxConfig.GetMetadata()),
-				Metadata:     r.SandboxConfig.GetMetadata(),
-				Namespaces:   r.SandboxConfig.GetLinux().GetSecurityContext().GetNamespaceOptions(),
-				CgroupParent: cgroupParent(r.SandboxConfig.GetLinux().GetCgroupParent(), h),
-			}
-
-			volumes := map[int]model.ImageVolume{}
-			for i, m := range r.Config.GetMounts() {
-				if m.GetImage().GetImage() != "" {
-					v := model.ImageVolume{
-						ImageID: "sha256:beef",
-						Target:  m.ContainerPath,
-						SubPath: m.ImageSubPath,
-					}
-					if !h.NativeImageVolumes() {
-						v.Path = "/run/image-volumes/beef/" + m.ImageSubPath
-					}
-					volumes[i] = v
-				}
-			}
-
-			image := &model.Image{ID: "sha256:cafe"}
-			if err = validate.Container(r.Config, sb, image, h); err == nil {
-				c, err = NewContainer(r.Config, r.SandboxConfig, ContainerOptions{
-					Host:           h,
-					Sandbox:        sb,
-					Log:            model.LogConfig{Driver: "json-file"},
-					Image:          image,
-					SeccompProfile: "{}",
-					ImageVolumes:   volumes,
-				})
-			}
-		}
-	} else {
-		r := &runtimeapi.RunPodSandboxRequest{}
-		if err := json.Unmarshal([]byte(request), r); err != nil {
-			t.Fatal(err)
-		}
-
-		if err = validate.Request(r); err == nil {
-			err = validate.Sandbox(r, h)
-		}
-
-		if err == nil {
-			c, err = NewSandbox(r.Config, SandboxOptions{
-				Host:           h,
-				Image:          model.PauseImage{Source: "pause:1", Name: "pause:1"},
-				RuntimeHandler: r.RuntimeHandler,
-				NetworkMode:    "none",
-			})
-		}
+		create = createContainer
 	}
 
+	c, err := create(t, request, h)
 	if err != nil {
 		return "error", err.Error() + "\n"
 	}
@@ -177,7 +120,88 @@ func translate(t *testing.T, request string, h model.Host) (file, content string
 	return "docker.json", string(b) + "\n"
 }
 
-// withoutEmpty leaves out zero values, but not empty lists: to Docker they differ from none.
+// createSandbox validates and translates a RunPodSandboxRequest.
+func createSandbox(t *testing.T, request string, h model.Host) (*Create, error) {
+	t.Helper()
+	r := &runtimeapi.RunPodSandboxRequest{}
+	if err := json.Unmarshal([]byte(request), r); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := validate.Request(r); err != nil {
+		return nil, err
+	}
+
+	if err := validate.Sandbox(r, h); err != nil {
+		return nil, err
+	}
+
+	return NewSandbox(r.Config, SandboxOptions{
+		Host:           h,
+		Image:          model.PauseImage{Source: "pause:1", Name: "pause:1"},
+		RuntimeHandler: r.RuntimeHandler,
+		NetworkMode:    model.NetworkNone,
+	})
+}
+
+// createContainer validates and translates a CreateContainerRequest.
+func createContainer(t *testing.T, request string, h model.Host) (*Create, error) {
+	t.Helper()
+	r := &runtimeapi.CreateContainerRequest{}
+	if err := json.Unmarshal([]byte(request), r); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := validate.Request(r); err != nil {
+		return nil, err
+	}
+
+	sb := &model.Sandbox{
+		ID:           model.ContainerID(r.PodSandboxId),
+		Name:         SandboxName(r.SandboxConfig.GetMetadata()),
+		Metadata:     r.SandboxConfig.GetMetadata(),
+		Namespaces:   r.SandboxConfig.GetLinux().GetSecurityContext().GetNamespaceOptions(),
+		CgroupParent: cgroupParent(r.SandboxConfig.GetLinux().GetCgroupParent(), h),
+	}
+	image := &model.Image{ID: "sha256:cafe"}
+	if err := validate.Container(r.Config, sb, image, h); err != nil {
+		return nil, err
+	}
+
+	return NewContainer(r.Config, r.SandboxConfig, ContainerOptions{
+		Host:           h,
+		Sandbox:        sb,
+		Log:            model.LogConfig{Driver: "json-file"},
+		Image:          image,
+		SeccompProfile: "{}",
+		ImageVolumes:   mountedVolumes(r.Config, h),
+	})
+}
+
+// mountedVolumes returns an image volume for each mount of an image.
+func mountedVolumes(cfg *runtimeapi.ContainerConfig, h model.Host) map[int]model.ImageVolume {
+	volumes := map[int]model.ImageVolume{}
+	for i, m := range cfg.GetMounts() {
+		if m.GetImage().GetImage() == "" {
+			continue
+		}
+
+		v := model.ImageVolume{
+			ImageID: "sha256:beef",
+			Target:  m.ContainerPath,
+			SubPath: m.ImageSubPath,
+		}
+		if !h.NativeImageVolumes() {
+			v.Path = "/run/image-volumes/beef/" + m.ImageSubPath
+		}
+
+		volumes[i] = v
+	}
+
+	return volumes
+}
+
+// withoutEmpty removes zero values except for empty lists: Docker distinguishes them from null.
 func withoutEmpty(v any) any {
 	m, ok := v.(map[string]any)
 	if !ok {

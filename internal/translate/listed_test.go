@@ -40,26 +40,27 @@ func TestReadListed(t *testing.T) {
 		"exited":  {"Exited (137) 2 hours ago", runtimeapi.ContainerState_CONTAINER_EXITED, 137},
 		"dead":    {"Dead", runtimeapi.ContainerState_CONTAINER_EXITED, 255},
 	} {
-		listed.State, listed.Status = state, want.status
-		o := ReadListed(listed, model.ImageLabels{})
-		c := o.Container
-		if o.Unread != testID || c == nil || !c.Stale {
-			t.Errorf("%s: %+v", state, o)
-			continue
-		}
+		t.Run(state, func(t *testing.T) {
+			listed.State, listed.Status = state, want.status
+			o := ReadListed(listed, model.ImageLabels{})
+			c := o.Container
+			if o.Unread != testID || c == nil || !c.Stale {
+				t.Fatalf("object %+v", o)
+			}
 
-		if c.State != want.state || c.ExitCode != want.code || c.Labels["app"] != "web" || c.SandboxID != testSandbox ||
-			c.CreatedAt.Unix() != listed.Created {
-			t.Errorf("%s: %+v", state, c)
-		}
+			if c.State != want.state || c.ExitCode != want.code || c.Labels["app"] != "web" ||
+				c.SandboxID != testSandbox || c.CreatedAt.Unix() != listed.Created {
+				t.Errorf("container %+v", c)
+			}
 
-		if c.State == runtimeapi.ContainerState_CONTAINER_EXITED && (c.Reason == "" || c.FinishedAt.IsZero()) {
-			t.Errorf("%s: reason %q, finished %s", state, c.Reason, c.FinishedAt)
-		}
+			if c.State == runtimeapi.ContainerState_CONTAINER_EXITED && (c.Reason == "" || c.FinishedAt.IsZero()) {
+				t.Errorf("reason %q, finished %s", c.Reason, c.FinishedAt)
+			}
+		})
 	}
 
 	listed.Labels = map[string]string{labelRecord: "{", labelType: typeContainer}
 	if o := ReadListed(listed, model.ImageLabels{}); o.Unread != testID || o.Container != nil {
-		t.Errorf("without a record: %+v", o)
+		t.Errorf("invalid record: %+v", o)
 	}
 }

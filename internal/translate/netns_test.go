@@ -27,25 +27,25 @@ func netnsRequest() *runtimeapi.RunPodSandboxRequest {
 	}}
 }
 
-func TestSandboxThatJoinsANamespace(t *testing.T) {
+func TestJoinNetNS(t *testing.T) {
 	r := netnsRequest()
-	made, err := NewSandbox(r.Config, SandboxOptions{NetworkMode: "none", NetNS: "/run/netns/x"})
+	c, err := NewSandbox(r.Config, SandboxOptions{NetworkMode: "none", NetNS: "/run/netns/x"})
 	if err != nil {
 		t.Fatal(err)
 	}
 
 	want := []mount.Mount{{Type: mount.TypeBind, Source: "/run/netns/x", Target: "/netns", ReadOnly: true}}
-	if diff := cmp.Diff(want, made.Host.Mounts); diff != "" || made.Host.NetworkMode != "host" ||
-		made.Config.Cmd != nil {
-		t.Errorf("network mode %s, arguments %v, mounts %s", made.Host.NetworkMode, made.Config.Cmd, diff)
+	if diff := cmp.Diff(want, c.Host.Mounts); diff != "" || c.Host.NetworkMode != "host" ||
+		c.Config.Cmd != nil {
+		t.Errorf("network mode %s, arguments %v, mounts %s", c.Host.NetworkMode, c.Config.Cmd, diff)
 	}
 
-	if diff := cmp.Diff([]string{"SETPCAP", "SYS_ADMIN"}, made.Host.CapAdd); diff != "" ||
-		len(made.Host.CapDrop) != 1 || made.Host.CapDrop[0] != "ALL" {
-		t.Errorf("capabilities: %s, dropped %v", diff, made.Host.CapDrop)
+	if diff := cmp.Diff([]string{"SETPCAP", "SYS_ADMIN"}, c.Host.CapAdd); diff != "" ||
+		len(c.Host.CapDrop) != 1 || c.Host.CapDrop[0] != "ALL" {
+		t.Errorf("capabilities: %s, dropped %v", diff, c.Host.CapDrop)
 	}
 
-	if diff := cmp.Diff(map[string]string{"kernel.shm_rmid_forced": "1"}, made.Host.Sysctls); diff != "" {
+	if diff := cmp.Diff(map[string]string{"kernel.shm_rmid_forced": "1"}, c.Host.Sysctls); diff != "" {
 		t.Errorf("sysctls: %s", diff)
 	}
 	if len(r.Config.Linux.Sysctls) != 3 {
@@ -54,33 +54,33 @@ func TestSandboxThatJoinsANamespace(t *testing.T) {
 
 	sb := read(t, container.InspectResponse{
 		ID:         testID,
-		Name:       "/" + made.Name,
-		Config:     made.Config,
-		HostConfig: made.Host,
+		Name:       "/" + c.Name,
+		Config:     c.Config,
+		HostConfig: c.Host,
 	}).Sandbox
 	if sb == nil || !sb.OwnNetNS || sb.HostNetwork() {
-		t.Errorf("read back: %+v", sb)
+		t.Errorf("sandbox: %+v", sb)
 	}
 
 	sc := r.Config.Linux.SecurityContext
 	sc.RunAsUser, sc.SupplementalGroups = &runtimeapi.Int64Value{Value: 1000}, []int64{5, 6}
-	if made, err = NewSandbox(r.Config, SandboxOptions{NetworkMode: "none", NetNS: "/run/netns/x"}); err != nil {
+	if c, err = NewSandbox(r.Config, SandboxOptions{NetworkMode: "none", NetNS: "/run/netns/x"}); err != nil {
 		t.Fatal(err)
 	}
 
-	if diff := cmp.Diff([]string{"1000", "0", "5", "6"}, []string(made.Config.Cmd)); diff != "" ||
-		made.Config.User != "" || len(made.Host.GroupAdd) > 0 {
-		t.Errorf("arguments %s, user %q, groups %v", diff, made.Config.User, made.Host.GroupAdd)
+	if diff := cmp.Diff([]string{"1000", "0", "5", "6"}, []string(c.Config.Cmd)); diff != "" ||
+		c.Config.User != "" || len(c.Host.GroupAdd) > 0 {
+		t.Errorf("arguments %s, user %q, groups %v", diff, c.Config.User, c.Host.GroupAdd)
 	}
 
-	if diff := cmp.Diff([]string{"SETPCAP", "SYS_ADMIN", "SETGID", "SETUID"}, made.Host.CapAdd); diff != "" {
+	if diff := cmp.Diff([]string{"SETPCAP", "SYS_ADMIN", "SETGID", "SETUID"}, c.Host.CapAdd); diff != "" {
 		t.Error(diff)
 	}
 
 	sc.NamespaceOptions.Network, r.Config.Linux.Sysctls = runtimeapi.NamespaceMode_NODE, nil
-	if made, err = NewSandbox(r.Config, SandboxOptions{NetworkMode: "none", NetNS: "/run/netns/x"}); err != nil ||
-		len(made.Host.Mounts) > 0 || strings.Contains(made.Config.Labels[labelRecord], "ownNetNS") {
-		t.Errorf("a pod on the host network: %+v, %v", made, err)
+	if c, err = NewSandbox(r.Config, SandboxOptions{NetworkMode: "none", NetNS: "/run/netns/x"}); err != nil ||
+		len(c.Host.Mounts) > 0 || strings.Contains(c.Config.Labels[labelRecord], "ownNetNS") {
+		t.Errorf("pod on the host network: %+v, %v", c, err)
 	}
 }
 
@@ -88,10 +88,14 @@ func TestEngineNetNS(t *testing.T) {
 	localhost := &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "x"}
 
 	for word, change := range map[string]func(*runtimeapi.RunPodSandboxRequest, *model.Host){
-		"":         func(r *runtimeapi.RunPodSandboxRequest, _ *model.Host) { r.RuntimeHandler = "runc" },
-		"userns":   func(_ *runtimeapi.RunPodSandboxRequest, h *model.Host) { h.SecurityOptions = []string{"userns"} },
-		"rootless": func(_ *runtimeapi.RunPodSandboxRequest, h *model.Host) { h.SecurityOptions = []string{"rootless"} },
-		`"kata"`:   func(r *runtimeapi.RunPodSandboxRequest, _ *model.Host) { r.RuntimeHandler = "kata" },
+		"": func(r *runtimeapi.RunPodSandboxRequest, _ *model.Host) { r.RuntimeHandler = "runc" },
+		"userns": func(_ *runtimeapi.RunPodSandboxRequest, h *model.Host) {
+			h.SecurityOptions = []string{"userns"}
+		},
+		"rootless": func(_ *runtimeapi.RunPodSandboxRequest, h *model.Host) {
+			h.SecurityOptions = []string{"rootless"}
+		},
+		`"kata"`: func(r *runtimeapi.RunPodSandboxRequest, _ *model.Host) { r.RuntimeHandler = "kata" },
 		"seccomp": func(r *runtimeapi.RunPodSandboxRequest, _ *model.Host) {
 			r.Config.Linux.SecurityContext.Seccomp = localhost
 		},
@@ -102,11 +106,13 @@ func TestEngineNetNS(t *testing.T) {
 			r.Config.Linux.SecurityContext.SelinuxOptions = &runtimeapi.SELinuxOption{}
 		},
 	} {
-		r, h := netnsRequest(), model.Host{DefaultRuntime: "runc"}
-		change(r, &h)
-		if got := EngineNetNS(r, h); (got == "") != (word == "") || !strings.Contains(got, word) {
-			t.Errorf("%s: %q", word, got)
-		}
+		t.Run(word, func(t *testing.T) {
+			r, h := netnsRequest(), model.Host{DefaultRuntime: "runc"}
+			change(r, &h)
+			if got := EngineNetNS(r, h); (got == "") != (word == "") || !strings.Contains(got, word) {
+				t.Errorf("EngineNetNS() = %q, want %q in it", got, word)
+			}
+		})
 	}
 }
 

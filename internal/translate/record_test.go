@@ -14,12 +14,13 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"google.golang.org/protobuf/testing/protocmp"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"pgregory.net/rapid"
 
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/validate"
 )
 
-// hostileLabels carry every reserved key and prefix, with what harms most.
+// hostileLabels returns labels with every reserved key and prefix and harmful values.
 func hostileLabels() map[string]string {
 	forged := &record{
 		Name:        "k8s_main_web_default_u-1_0",
@@ -65,9 +66,8 @@ func hostileLabels() map[string]string {
 	return labels
 }
 
-// merged are the labels that Docker stores: those of the image, and those of the container over
-// them.
-func merged(image, own map[string]string) map[string]string {
+// mergeLabels returns Docker's labels of a container. Its own labels replace those of the image.
+func mergeLabels(image, own map[string]string) map[string]string {
 	out := maps.Clone(image)
 	maps.Copy(out, own)
 	return out
@@ -96,8 +96,8 @@ func containerRequest(t *testing.T) *runtimeapi.CreateContainerRequest {
 
 var recordOptions = []cmp.Option{protocmp.Transform(), cmpopts.EquateEmpty()}
 
-// TestImageCannotForge: the records of our containers, and of an older shim's, are those that a
-// clean image gives.
+// TestImageCannotForge checks that labels of an image change no record, neither of this program's
+// containers nor of an older shim's.
 func TestImageCannotForge(t *testing.T) {
 	r := containerRequest(t)
 	sb := &model.Sandbox{ID: testSandbox, Metadata: r.SandboxConfig.Metadata}
@@ -132,38 +132,40 @@ func TestImageCannotForge(t *testing.T) {
 		create *Create
 		labels map[string]string
 	}{
-		"ours":            {ours, ours.Config.Labels},
-		"sandbox":         {pause, pause.Config.Labels},
-		"an older shim's": {ours, older},
+		"container":  {ours, ours.Config.Labels},
+		"sandbox":    {pause, pause.Config.Labels},
+		"older shim": {ours, older},
 	} {
-		answer := func(labels map[string]string) container.InspectResponse {
-			config := *c.create.Config
-			config.Labels = labels
+		t.Run(what, func(t *testing.T) {
+			inspected := func(labels map[string]string) container.InspectResponse {
+				config := *c.create.Config
+				config.Labels = labels
 
-			return container.InspectResponse{
-				ID:         testID,
-				Name:       "/" + c.create.Name,
-				Image:      testImage,
-				Config:     &config,
-				HostConfig: c.create.Host,
+				return container.InspectResponse{
+					ID:         testID,
+					Name:       "/" + c.create.Name,
+					Image:      testImage,
+					Config:     &config,
+					HostConfig: c.create.Host,
+				}
 			}
-		}
 
-		hostile := hostileLabels()
-		want := read(t, answer(c.labels))
-		got, err := Read(answer(merged(hostile, c.labels)), model.ImageLabels{Labels: hostile})
-		if diff := cmp.Diff(want, got, recordOptions...); err != nil || diff != "" {
-			t.Errorf("%s: %v (-clean +hostile):\n%s", what, err, diff)
-		}
+			hostile := hostileLabels()
+			want := read(t, inspected(c.labels))
+			got, err := Read(inspected(mergeLabels(hostile, c.labels)), model.ImageLabels{Labels: hostile})
+			if diff := cmp.Diff(want, got, recordOptions...); err != nil || diff != "" {
+				t.Errorf("error %v, object (-clean +hostile):\n%s", err, diff)
+			}
 
-		if got.Container == nil && got.Sandbox == nil {
-			t.Errorf("%s: nothing was read", what)
-		}
+			if got.Container == nil && got.Sandbox == nil {
+				t.Error("empty object")
+			}
+		})
 	}
 }
 
-// TestUnknownImage: of an older shim's container whose image was removed, what an image can bring
-// is left out.
+// TestUnknownImage reads an older shim's container without its image. Labels possibly inherited
+// from the image are ignored.
 func TestUnknownImage(t *testing.T) {
 	own := map[string]string{
 		labelType:               typeContainer,
@@ -172,7 +174,7 @@ func TestUnknownImage(t *testing.T) {
 	}
 
 	in := inspect(typeContainer, container.State{})
-	in.Config.Labels = merged(map[string]string{
+	in.Config.Labels = mergeLabels(map[string]string{
 		"annotation.forged": "yes",
 		"app":               "forged",
 		ownPrefix + "pid":   "NODE",
@@ -189,9 +191,9 @@ func TestUnknownImage(t *testing.T) {
 	}
 }
 
-// TestSpoiledRecord: a record that is not one of ours, or of another container, is an error.
-func TestSpoiledRecord(t *testing.T) {
-	good := func() *record {
+// TestInvalidRecord checks that an invalid record, or the record of another container, is DataLoss.
+func TestInvalidRecord(t *testing.T) {
+	valid := func() *record {
 		return &record{
 			Name:      "k8s_main_web_default_u_3",
 			Container: &containerRecord{SandboxID: testSandbox, Image: "web:1"},
@@ -223,10 +225,10 @@ func TestSpoiledRecord(t *testing.T) {
 		},
 		"no JSON":         func(_ *record, text *string) { *text = "{" },
 		"another version": func(_ *record, text *string) { *text = strings.Replace(*text, `"v":1`, `"v":9`, 1) },
-		"too many bytes":  func(_ *record, text *string) { *text += strings.Repeat(" ", maxRecord) },
-		"an empty text":   func(_ *record, text *string) { *text = "" },
+		"oversized":       func(_ *record, text *string) { *text += strings.Repeat(" ", maxRecord) },
+		"empty":           func(_ *record, text *string) { *text = "" },
 	} {
-		r := good()
+		r := valid()
 		var text string
 		change(r, &text)
 		labels, err := r.write(map[string]string{labelType: typeContainer})
@@ -245,12 +247,12 @@ func TestSpoiledRecord(t *testing.T) {
 		}
 
 		if what != "another sandbox" && Misfit(in.Name, in.Config.Labels) == "" {
-			t.Errorf("%s: not reported as a misfit", what)
+			t.Errorf("%s: not a misfit", what)
 		}
 	}
 }
 
-func TestRecordIsBounded(t *testing.T) {
+func TestRecordLimit(t *testing.T) {
 	r := containerRequest(t)
 	r.Config.Annotations = map[string]string{"large": strings.Repeat("x", maxRecord)}
 	_, err := NewContainer(r.Config, r.SandboxConfig, ContainerOptions{
@@ -266,18 +268,18 @@ func TestRecordIsBounded(t *testing.T) {
 func TestHeldImage(t *testing.T) {
 	holder := NewHolder(testImage)
 	if id, ok := HeldImage("/" + holder.Name); !ok || id != testImage {
-		t.Errorf("%s holds %s, %v", holder.Name, id, ok)
+		t.Errorf("HeldImage(%q) = %q, %v", holder.Name, id, ok)
 	}
 
 	for _, name := range []string{"", "web", HolderPrefix, HolderPrefix + "../../etc", HolderPrefix + "abc"} {
 		if id, ok := HeldImage(name); ok {
-			t.Errorf("%q holds %s", name, id)
+			t.Errorf("HeldImage(%q) = %q, want none", name, id)
 		}
 	}
 }
 
-// FuzzRead reads a container with arbitrary labels and an image that brings others. Whatever is
-// accepted consists of checked parts.
+// FuzzRead reads a container with arbitrary labels of its own and of its image. An accepted record
+// has only checked parts.
 func FuzzRead(f *testing.F) {
 	r := &record{
 		Name:      "k8s_main_web_default_u_3",
@@ -325,12 +327,11 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-// checkRecord fails the test for a record with a part that is not checked, or that its image
-// brought.
+// checkRecord fails the test if a part of a record is unchecked or comes from the image.
 func checkRecord(t *testing.T, o model.Object) {
 	t.Helper()
 	if s := o.Sandbox; s != nil && (s.Name != "k8s_main_web_default_u_3" || s.Metadata.GetUid() != "u") {
-		t.Fatalf("identity of a sandbox: %+v", s)
+		t.Fatalf("sandbox with a forged identity: %+v", s)
 	}
 
 	c := o.Container
@@ -367,4 +368,38 @@ func checkRecord(t *testing.T, o model.Object) {
 	if c.Name != "k8s_main_web_default_u_3" {
 		t.Fatalf("name %q", c.Name)
 	}
+}
+
+// TestRecordRoundTrip writes and reads records with hostile and reserved keys.
+func TestRecordRoundTrip(t *testing.T) {
+	key := rapid.OneOf(rapid.StringMatching(`[a-z./-]{1,20}`), rapid.SampledFrom([]string{
+		labelType, labelSandboxID, labelLogPath, labelName, labelRecord, "annotation.x", "io.cri-dockerd.x",
+		"io.kubernetes.pod.name",
+	}))
+
+	rapid.Check(t, func(t *rapid.T) {
+		want := &record{
+			Name:        "k8s_POD_a_b_c_0",
+			Labels:      rapid.MapOfN(key, rapid.String(), 1, 5).Draw(t, "labels"),
+			Annotations: rapid.MapOfN(key, rapid.String(), 1, 5).Draw(t, "annotations"),
+			Sandbox:     &sandboxRecord{Pid: "POD", OwnNetNS: rapid.Bool().Draw(t, "netns")},
+		}
+
+		labels, err := want.write(map[string]string{labelType: typeSandbox, labelName: model.PauseName})
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		got, err := parseRecord(labels, want.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Fatal(diff)
+		}
+		if labels[labelType] != typeSandbox || labels[labelName] != model.PauseName {
+			t.Fatalf("a CRI label replaced a fact: %v", labels)
+		}
+	})
 }

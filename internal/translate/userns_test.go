@@ -9,9 +9,9 @@ import (
 	"cri-dockerd/internal/model"
 )
 
-// TestUserNamespaces: with userns-remap, a pod that shares a namespace of the node or is privileged
-// is in the node's user namespace with all its containers, and no other pod is.
-func TestUserNamespaces(t *testing.T) {
+// TestSandboxUserNamespace checks that with userns-remap only pods with a namespace of the node and
+// privileged pods run in the node's user namespace.
+func TestSandboxUserNamespace(t *testing.T) {
 	const node = runtimeapi.NamespaceMode_NODE
 	plain, mapping := hosts["20.10"], hosts["20.10"]
 	mapping.SecurityOptions = append([]string{"userns"}, plain.SecurityOptions...)
@@ -19,8 +19,8 @@ func TestUserNamespaces(t *testing.T) {
 		sc   *runtimeapi.LinuxSandboxSecurityContext
 		host bool
 	}{
-		"nothing": {nil, false},
-		"pod":     {&runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{}}, false},
+		"empty": {nil, false},
+		"pod":   {&runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{}}, false},
 		"network": {&runtimeapi.LinuxSandboxSecurityContext{
 			NamespaceOptions: &runtimeapi.NamespaceOption{Network: node},
 		}, true},
@@ -32,24 +32,26 @@ func TestUserNamespaces(t *testing.T) {
 		}, true},
 		"privileged": {&runtimeapi.LinuxSandboxSecurityContext{Privileged: true}, true},
 	} {
-		cfg := &runtimeapi.PodSandboxConfig{
-			Metadata: &runtimeapi.PodSandboxMetadata{Name: "p", Namespace: "n", Uid: "u"},
-			Linux:    &runtimeapi.LinuxPodSandboxConfig{SecurityContext: test.sc},
-		}
-
-		for _, h := range []model.Host{plain, mapping} {
-			c, err := NewSandbox(cfg, SandboxOptions{Host: h, NetworkMode: "none"})
-			if err != nil {
-				t.Fatal(err)
+		t.Run(name, func(t *testing.T) {
+			cfg := &runtimeapi.PodSandboxConfig{
+				Metadata: &runtimeapi.PodSandboxMetadata{Name: "p", Namespace: "n", Uid: "u"},
+				Linux:    &runtimeapi.LinuxPodSandboxConfig{SecurityContext: test.sc},
 			}
 
-			if got, want := c.Host.UsernsMode.IsHost(), test.host && h.MapsUsers(); got != want {
-				t.Errorf("%s, engine maps users: %v: in the node's user namespace: %v", name, h.MapsUsers(), got)
+			for _, h := range []model.Host{plain, mapping} {
+				c, err := NewSandbox(cfg, SandboxOptions{Host: h, NetworkMode: "none"})
+				if err != nil {
+					t.Fatal(err)
+				}
+
+				if got, want := c.Host.UsernsMode.IsHost(), test.host && h.MapsUsers(); got != want {
+					t.Errorf("engine maps users: %v: node's user namespace: %v, want %v", h.MapsUsers(), got, want)
+				}
+				if c.Host.Init == nil || *c.Host.Init {
+					t.Error("the engine may run the pause process below its own init")
+				}
 			}
-			if c.Host.Init == nil || *c.Host.Init {
-				t.Errorf("%s: the engine may start the pause by its own init", name)
-			}
-		}
+		})
 	}
 }
 
