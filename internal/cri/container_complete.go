@@ -21,11 +21,11 @@ const (
 	completeRetryMax = time.Minute
 )
 
-// starts tracks containers with a start in progress.
+// starts tracks the containers whose start is being completed.
 type starts struct {
 	mu      sync.Mutex                 // guards the maps
 	running map[model.ContainerID]bool // true: the container has started again meanwhile
-	// StartContainer has failed, but the engine may still start it; true: stop it then
+	// StartContainer has failed, but the engine may still start the container; true: stop it then
 	late map[model.ContainerID]bool
 }
 

@@ -25,7 +25,7 @@ func (c *crash) create(ctx context.Context) error {
 	return err
 }
 
-// idle returns a container without output which ends at once when stopped.
+// idle returns a container that prints nothing and ends as soon as it is stopped.
 func (c *crash) idle() *runtimeapi.ContainerConfig {
 	cfg := c.pod.container("a", 0)
 	cfg.Command, cfg.Mounts = []string{"sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.1; done"}, nil

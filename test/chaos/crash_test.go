@@ -76,8 +76,9 @@ func steps(all ...func(*crash, context.Context) error) []func(*crash, context.Co
 // then starts again, the call is repeated, the pod is removed, and nothing may remain.
 //
 // At some of the points the call is abandoned: its caller never repeats it, and only removes the
-// objects listed by the daemon. At every other of these points someone removes the pod's containers
-// before the daemon starts. The daemon must release acquired resources not in any list by itself.
+// objects that the daemon lists. At every other of these points someone removes the pod's
+// containers before the daemon starts. If no list shows an acquired resource, the daemon must
+// release it by itself.
 func TestCrashPoints(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
@@ -283,7 +284,7 @@ func (c *crash) once(t *testing.T, o operation, at int, abandon bool, baseline r
 	return hit
 }
 
-// leftovers returns everything on the node not in the baseline.
+// leftovers returns everything on the node that is not in the baseline.
 func (c *crash) leftovers(ctx context.Context, baseline remains) []string {
 	now, err := c.remaining(ctx)
 	return slices.Concat(problem(err), now.minus(baseline))

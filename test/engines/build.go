@@ -17,8 +17,8 @@ var builds sync.Map
 // Race reports whether the tests, and therefore the daemon, run with the race detector.
 func Race() bool { return race }
 
-// Build builds one of our programs at the path out. The program is static or, with detect and in
-// tests with the race detector, has the race detector.
+// Build builds one of our programs at the path out. The program is static. If detect is set and the
+// tests run with the race detector, the program does too.
 func Build(tb TB, out, pkg, ldflags string, detect bool) {
 	tb.Helper()
 	once, _ := builds.LoadOrStore(fmt.Sprint(pkg, ldflags, detect), sync.OnceValues(func() ([]byte, error) {

@@ -200,8 +200,8 @@ func (d *Daemon) Reload(tb TB) {
 	}
 }
 
-// Change stops the daemon gracefully and starts it with other flags. It does not wait for a ready
-// runtime: the runtime may stay not ready.
+// Change stops the daemon gracefully and starts it with other flags. It does not wait until the
+// runtime is ready, since it may never be.
 func (d *Daemon) Change(tb TB, args ...string) {
 	tb.Helper()
 	d.engine.signal(tb, d.name, "TERM")

@@ -6,8 +6,8 @@ import (
 	"path/filepath"
 )
 
-// kubeletSource is a program with the kubelet's behavior towards systemd: it runs until stopped,
-// and exits at once for a flag removed in its version.
+// kubeletSource is a program that behaves like the kubelet towards systemd: it runs until it is
+// stopped, and exits at once if it gets a flag that its version has removed.
 const kubeletSource = `package main
 
 import (

@@ -1,7 +1,7 @@
 // Command helper runs inside the namespaces of test engines. As "init" it is their process 1 and
-// ends with the test process. Under the name runc it wraps the real runc on machines without
-// CAP_SYS_RESOURCE: containers cannot get the capability, a negative oom_score_adj, or higher
-// limits than the test's there.
+// ends with the test process. Under the name runc it wraps the real runc, for machines without
+// CAP_SYS_RESOURCE: there, no container could get the capability, a negative oom_score_adj, or
+// higher limits than the test itself.
 package main
 
 import (
