@@ -66,11 +66,11 @@ type Group struct {
 // length under the container's control.
 const maxMembership = 256 << 10
 
-// Of finds the control group of a container's main process (/proc/<pid>/cgroup, cgroups(7)). A
-// component of the path must be the container's own, in Docker's naming. This rejects a reused PID,
-// and a process that moved to another container's group, with NotFound. The path ends at that
+// FindGroup finds the control group of a container's main process (/proc/<pid>/cgroup, cgroups(7)).
+// A component of the path must be the container's own, in Docker's naming. This rejects a reused
+// PID, and a process that moved to another container's group, with NotFound. The path ends at that
 // component, because the container created everything below it.
-func (k Kernel) Of(pid int, containerID string) (*Group, error) {
+func (k Kernel) FindGroup(pid int, containerID string) (*Group, error) {
 	notFound := fmt.Errorf("process %d is not container %s: %w", pid, containerID, errdefs.ErrNotFound)
 	if containerID == "" {
 		return nil, notFound

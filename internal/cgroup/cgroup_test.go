@@ -53,7 +53,7 @@ func v1(t *testing.T) (Kernel, *Group) {
 		"cgroup/hugetlb/pods/c0ffee/hugetlb.2MB.limit_in_bytes": "9223372036854771712\n",
 	})
 
-	g, err := k.Of(7, id)
+	g, err := k.FindGroup(7, id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func v2(t *testing.T) (Kernel, *Group) {
 		"cgroup/pods/c0ffee/hugetlb.1GB.max": "max\n",
 	})
 
-	g, err := k.Of(7, id)
+	g, err := k.FindGroup(7, id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestAnotherProcessIsNotTheContainer(t *testing.T) {
 	k, _ := v1(t)
 	for pid, container := range map[int]string{7: "beef", 10: id, 99: id, 0: ""} {
 		t.Run(fmt.Sprint(pid, container), func(t *testing.T) {
-			if _, err := k.Of(pid, container); !errdefs.IsNotFound(err) {
+			if _, err := k.FindGroup(pid, container); !errdefs.IsNotFound(err) {
 				t.Errorf("process %d as container %q: error %v, want NotFound", pid, container, err)
 			}
 		})

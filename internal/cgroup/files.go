@@ -132,9 +132,9 @@ func (g *Group) beginRead() (end func()) {
 	}
 }
 
-// content reads a file between beginRead and its end. The result is valid until the next read.
+// readContent reads a file between beginRead and its end. The result is valid until the next read.
 // Errors: fs.ErrNotExist if this kernel has no such file, NotFound if the group has been removed.
-func (g *Group) content(f file) ([]byte, error) {
+func (g *Group) readContent(f file) ([]byte, error) {
 	fd := g.files.fds[f]
 	if fd == unopened {
 		var err error
@@ -189,18 +189,19 @@ func (g *Group) open(f file) (int32, error) {
 	return unopened, fmt.Errorf("%s of control group %s: %w", kernelFiles[f].name, g.path, err)
 }
 
-// number reads a file's only number.
-func (g *Group) number(f file) (uint64, error) {
-	b, err := g.content(f)
+// readCounter reads a file's only number.
+func (g *Group) readCounter(f file) (uint64, error) {
+	b, err := g.readContent(f)
 	if err != nil {
 		return 0, err
 	}
 	return parse(trim(b))
 }
 
-// optional reads a file's number. It returns nil if the kernel has no such file or reports "max".
-func (g *Group) optional(f file) *uint64 {
-	n, err := g.number(f)
+// readOptional reads a file's number. It returns nil if the kernel has no such file or reports
+// "max".
+func (g *Group) readOptional(f file) *uint64 {
+	n, err := g.readCounter(f)
 	if err != nil {
 		return nil
 	}
@@ -211,9 +212,9 @@ func (g *Group) optional(f file) *uint64 {
 // when it is unused.)
 func ptr(n uint64) *uint64 { return &n }
 
-// table calls each for every line with a name and a number.
-func (g *Group) table(f file, each func(name []byte, value uint64)) error {
-	b, err := g.content(f)
+// readTable calls each for every line with a name and a number.
+func (g *Group) readTable(f file, each func(name []byte, value uint64)) error {
+	b, err := g.readContent(f)
 	if err != nil {
 		return err
 	}

@@ -100,7 +100,7 @@ func TestGroupOfChild(t *testing.T) {
 		"cgroup/pods/c0ffee/init.scope/cgroup.procs":   "7\n",
 	})
 
-	g, err := k.Of(7, id)
+	g, err := k.FindGroup(7, id)
 	must(t, err)
 	defer g.Close()
 
@@ -126,7 +126,7 @@ func TestLinksAreNotFollowed(t *testing.T) {
 	})
 
 	must(t, os.Symlink("other", filepath.Join(k.Cgroup, "pods/c0ffee")))
-	g, err := k.Of(7, id)
+	g, err := k.FindGroup(7, id)
 	must(t, err)
 	defer g.Close()
 
@@ -163,7 +163,7 @@ func TestOtherMountsAreNotEntered(t *testing.T) {
 	must(t, unix.Mount(other, own, "", unix.MS_BIND, ""))
 	defer func() { must(t, unix.Unmount(own, unix.MNT_DETACH)) }()
 
-	g, err := k.Of(7, id)
+	g, err := k.FindGroup(7, id)
 	must(t, err)
 	defer g.Close()
 
@@ -177,7 +177,7 @@ func TestOtherMountsAreNotEntered(t *testing.T) {
 	}
 }
 
-// TestReusedPID expects reads to stay with the process found by Of.
+// TestReusedPID expects reads to stay with the process found by FindGroup.
 func TestReusedPID(t *testing.T) {
 	k, g := v1(t)
 	must(t, os.WriteFile(process(k, 7, "status"), []byte("old"), 0o644))
@@ -237,7 +237,7 @@ func TestProcessesOfRandomTrees(t *testing.T) {
 		must(t,
 			os.MkdirAll(filepath.Join(k.Proc, "7"), 0o755),
 			os.WriteFile(filepath.Join(k.Proc, "7/cgroup"), []byte("0::/pods/c0ffee\n"), 0o644))
-		g, err := k.Of(7, id)
+		g, err := k.FindGroup(7, id)
 		must(t, err)
 		defer g.Close()
 
@@ -259,7 +259,7 @@ func TestBoundsOfProcesses(t *testing.T) {
 			"cgroup/pods/c0ffee/cgroup.procs": "7\n",
 		})
 
-		g, err := k.Of(7, id)
+		g, err := k.FindGroup(7, id)
 		must(t, err)
 		t.Cleanup(g.Close)
 

@@ -77,7 +77,7 @@ func TestProcessThatMovesItself(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.move(attacker)
-			g, err := k.Of(attacker, own)
+			g, err := k.FindGroup(attacker, own)
 			if err != nil || g.Path() != c.path {
 				t.Errorf("group %v, %v", g, err)
 				return
@@ -98,8 +98,8 @@ func TestProcessThatMovesItself(t *testing.T) {
 			}
 
 			g.Close()
-			if g, err := k.Of(attacker, own); !errors.Is(err, errdefs.ErrNotFound) {
-				t.Errorf("Of returned the other container's group: %v", g)
+			if g, err := k.FindGroup(attacker, own); !errors.Is(err, errdefs.ErrNotFound) {
+				t.Errorf("FindGroup returned the other container's group: %v", g)
 			}
 		})
 	}

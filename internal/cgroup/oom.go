@@ -162,7 +162,7 @@ func (w *OOMWatcher) queueLocked(c *watched) {
 func (w *OOMWatcher) Run(ctx context.Context) error {
 	var reports sync.WaitGroup
 	events := make(chan []int32)
-	reports.Go(func() { w.wait(ctx, events) })
+	reports.Go(func() { w.pollEvents(ctx, events) })
 	defer w.closeAll()
 	defer reports.Wait()
 	defer w.poll.Close()
@@ -210,8 +210,9 @@ func (w *OOMWatcher) take() []*watched {
 	return q
 }
 
-// wait sends the numbers of containers with events to events, until the epoll descriptor is closed.
-func (w *OOMWatcher) wait(ctx context.Context, events chan<- []int32) {
+// pollEvents sends the numbers of containers with events to events, until the epoll descriptor is
+// closed.
+func (w *OOMWatcher) pollEvents(ctx context.Context, events chan<- []int32) {
 	raw, err := w.poll.SyscallConn()
 	if err != nil {
 		return
@@ -258,7 +259,7 @@ func (w *OOMWatcher) update(c *watched) {
 
 // start starts the watch of a running container.
 func (w *OOMWatcher) start(c *watched) {
-	g, err := w.kernel.Of(c.pid, c.id)
+	g, err := w.kernel.FindGroup(c.pid, c.id)
 	if err != nil {
 		return
 	}

@@ -88,7 +88,7 @@ func TestOwnGroup(t *testing.T) {
 						}
 					}
 
-					g, err := fixture(t, files).Of(7, id)
+					g, err := fixture(t, files).FindGroup(7, id)
 					if err != nil {
 						t.Fatal(err)
 					}

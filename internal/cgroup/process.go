@@ -60,8 +60,8 @@ func (p *processDir) close() {
 }
 
 // ReadProcess appends at most limit bytes of a file of the container's main process (proc_pid(5)),
-// such as "net/dev", to buf. It reads the process found by Of. If the PID has been reused since,
-// the error is fs.ErrNotExist or ESRCH.
+// such as "net/dev", to buf. It reads the process found by FindGroup. If the PID has been reused
+// since, the error is fs.ErrNotExist or ESRCH.
 func (g *Group) ReadProcess(name string, buf []byte, limit int) ([]byte, error) {
 	fd, err := g.proc.open(name)
 	if err != nil {
@@ -71,9 +71,9 @@ func (g *Group) ReadProcess(name string, buf []byte, limit int) ([]byte, error) 
 	return readOpen(fd, name, buf, limit)
 }
 
-// EachOfProcess calls use with the content of a file of the main process piece by piece, until use
-// returns false.
-func (g *Group) EachOfProcess(name string, use func(piece []byte) bool) error {
+// ReadProcessPieces calls use with the content of a file of the main process piece by piece, until
+// use returns false.
+func (g *Group) ReadProcessPieces(name string, use func(piece []byte) bool) error {
 	fd, err := g.proc.open(name)
 	if err != nil {
 		return err
@@ -122,7 +122,7 @@ const forkRounds = 5
 func (g *Group) SetOOMScoreAdj(score int) error {
 	done := map[int]bool{}
 	for range forkRounds {
-		pids, complete, err := g.processes()
+		pids, complete, err := g.listProcesses()
 		if errdefs.IsNotFound(err) {
 			return nil // it has ended
 		} else if err != nil {
@@ -195,7 +195,7 @@ func (g *Group) PIDs() ([]int, error) {
 	if g.isSingleProcess() {
 		return []int{g.pid}, nil
 	}
-	pids, _, err := g.processes()
+	pids, _, err := g.listProcesses()
 	return pids, err
 }
 
@@ -208,13 +208,13 @@ func (g *Group) isSingleProcess() bool {
 	if g.V2() {
 		f = pidsCurrent
 	}
-	n, err := g.number(f)
+	n, err := g.readCounter(f)
 	return err == nil && n == 1 && g.pid > 0
 }
 
-// processes returns the container's processes, including those in groups created by the container.
-// complete is false if a limit was reached.
-func (g *Group) processes() (all []int, complete bool, err error) {
+// listProcesses returns the container's processes, including those in groups created by the
+// container. complete is false if a limit was reached.
+func (g *Group) listProcesses() (all []int, complete bool, err error) {
 	root, path := g.locate(unified)
 	for _, c := range []controller{memory, pids, cpu, devices} {
 		if root == "" {
@@ -236,15 +236,15 @@ func (g *Group) processes() (all []int, complete bool, err error) {
 	}
 
 	if st.Nlink == 2 { // its own name and the entry in its parent: no groups below
-		all, err = members(nil, dir)
+		all, err = appendMembers(nil, dir)
 		return all, len(all) < maxPIDs, err
 	}
 
-	return g.processesBelow(f)
+	return g.listProcessesBelow(f)
 }
 
-// processesBelow walks the groups created by the container.
-func (g *Group) processesBelow(dir *os.File) (pids []int, complete bool, err error) {
+// listProcessesBelow walks the groups created by the container.
+func (g *Group) listProcessesBelow(dir *os.File) (pids []int, complete bool, err error) {
 	w, err := safefs.NewWalker(dir)
 	if err != nil {
 		return nil, false, err
@@ -254,7 +254,7 @@ func (g *Group) processesBelow(dir *os.File) (pids []int, complete bool, err err
 	groups := 0
 	w.Dir = func(fd int, _ *unix.Stat_t) (err error) {
 		groups++
-		if pids, err = members(pids, fd); err != nil {
+		if pids, err = appendMembers(pids, fd); err != nil {
 			return err
 		}
 
@@ -273,9 +273,9 @@ func (g *Group) processesBelow(dir *os.File) (pids []int, complete bool, err err
 	return pids, complete && !w.Partial(), err
 }
 
-// members appends the processes of one group to pids, up to maxPIDs. It reopens the file each time,
-// because cgroup v1 caches the list for a second per open file.
-func members(pids []int, dir int) ([]int, error) {
+// appendMembers appends the processes of one group to pids, up to maxPIDs. It reopens the file each
+// time, because cgroup v1 caches the list for a second per open file.
+func appendMembers(pids []int, dir int) ([]int, error) {
 	var buf [512]byte
 	b, err := readAt(dir, "cgroup.procs", buf[:0], maxListing)
 	if err != nil {

@@ -137,7 +137,7 @@ func workingSet(usage, inactiveFile uint64) uint64 { return usage - min(usage, i
 // and the same for "full". It returns nil without PSI. A kernel may list the file and refuse to
 // read it (EOPNOTSUPP).
 func (g *Group) readPressure(f file) *Pressure {
-	b, err := g.content(f)
+	b, err := g.readContent(f)
 	if err != nil || len(b) == 0 {
 		return nil
 	}
@@ -176,5 +176,7 @@ func (s *Stall) set(name, value []byte) {
 	}
 }
 
-// missingFile returns the error for a mandatory file that is empty or missing.
-func missingFile(f file) error { return fmt.Errorf("%s: %w", kernelFiles[f].name, fs.ErrNotExist) }
+// newMissingFileError returns the error for a mandatory file that is empty or missing.
+func newMissingFileError(f file) error {
+	return fmt.Errorf("%s: %w", kernelFiles[f].name, fs.ErrNotExist)
+}

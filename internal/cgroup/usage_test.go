@@ -33,7 +33,7 @@ func kernel(t testing.TB, name string) (Kernel, *Group) {
 	}
 
 	k := fixture(t, files)
-	g, err := k.Of(7, id)
+	g, err := k.FindGroup(7, id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -306,7 +306,7 @@ func TestRemovedGroup(t *testing.T) {
 
 	read := func() error {
 		defer g.beginRead()()
-		_, err := g.content(f)
+		_, err := g.readContent(f)
 		return err
 	}
 

@@ -12,15 +12,15 @@ const tick = uint64(10 * time.Millisecond)
 // readV1 reads the controllers of cgroup v1 (Documentation/admin-guide/cgroup-v1).
 func (g *Group) readV1(d *Details, all bool) error {
 	var err error
-	if d.CPU, err = g.number(cpuacctUsage); err != nil {
+	if d.CPU, err = g.readCounter(cpuacctUsage); err != nil {
 		return err
 	}
 
-	if d.Memory.Usage, err = g.number(memoryUsage); err != nil {
+	if d.Memory.Usage, err = g.readCounter(memoryUsage); err != nil {
 		return err
 	}
 
-	if err := g.memoryStatV1(d); err != nil {
+	if err := g.readMemoryStatV1(d); err != nil {
 		return err
 	}
 
@@ -29,7 +29,7 @@ func (g *Group) readV1(d *Details, all bool) error {
 	}
 
 	// The kernel may lack any of the following files.
-	_ = g.table(cpuacctStat, func(name []byte, n uint64) {
+	_ = g.readTable(cpuacctStat, func(name []byte, n uint64) {
 		switch string(name) {
 		case "user":
 			d.User = n * tick
@@ -38,7 +38,7 @@ func (g *Group) readV1(d *Details, all bool) error {
 		}
 	})
 
-	_ = g.table(cpuStat1, func(name []byte, n uint64) {
+	_ = g.readTable(cpuStat1, func(name []byte, n uint64) {
 		switch string(name) {
 		case "nr_periods":
 			d.Throttling = &Throttling{Periods: n}
@@ -49,27 +49,27 @@ func (g *Group) readV1(d *Details, all bool) error {
 		}
 	})
 
-	d.KernelMemory = g.optional(kmemUsage)
-	d.MaxUsage, d.LimitHits = g.optional(memoryMaxUsage), g.optional(memoryFailcnt)
-	_ = g.table(memoryOOMControl, func(name []byte, n uint64) {
+	d.KernelMemory = g.readOptional(kmemUsage)
+	d.MaxUsage, d.LimitHits = g.readOptional(memoryMaxUsage), g.readOptional(memoryFailcnt)
+	_ = g.readTable(memoryOOMControl, func(name []byte, n uint64) {
 		if string(name) == "oom_kill" {
 			d.OOMKills = ptr(n)
 		}
 	})
 
-	d.Threads, d.MaxThreads = g.optional(pidsCurrent1), g.optional(pidsMax1)
-	g.blkio(d, blkioBytes, func(x *Device) (read, write *uint64) { return &x.ReadBytes, &x.WriteBytes })
-	g.blkio(d, blkioOperations, func(x *Device) (read, write *uint64) { return &x.Reads, &x.Writes })
+	d.Threads, d.MaxThreads = g.readOptional(pidsCurrent1), g.readOptional(pidsMax1)
+	g.readBlkio(d, blkioBytes, func(x *Device) (read, write *uint64) { return &x.ReadBytes, &x.WriteBytes })
+	g.readBlkio(d, blkioOperations, func(x *Device) (read, write *uint64) { return &x.Reads, &x.Writes })
 
 	return nil
 }
 
-// memoryStatV1 reads memory.stat. Names with total_ include the groups below.
-func (g *Group) memoryStatV1(d *Details) error {
+// readMemoryStatV1 reads memory.stat. Names with total_ include the groups below.
+func (g *Group) readMemoryStatV1(d *Details) error {
 	m, known := &d.Memory, false
 	var swap *uint64
 	var memorySwap uint64
-	err := g.table(memoryStat1, func(name []byte, n uint64) {
+	err := g.readTable(memoryStat1, func(name []byte, n uint64) {
 		switch string(name) {
 		case "total_cache":
 			m.Cache = n
@@ -101,7 +101,7 @@ func (g *Group) memoryStatV1(d *Details) error {
 		}
 	})
 	if err == nil && !known {
-		err = missingFile(memoryStat1)
+		err = newMissingFileError(memoryStat1)
 	}
 
 	m.WorkingSet = workingSet(m.Usage, m.InactiveFile)
@@ -116,9 +116,9 @@ func (g *Group) memoryStatV1(d *Details) error {
 	return err
 }
 
-// blkio reads a file with lines like "8:0 Read 4096", and a total at the end.
-func (g *Group) blkio(d *Details, f file, counters func(*Device) (read, write *uint64)) {
-	b, err := g.content(f)
+// readBlkio reads a file with lines like "8:0 Read 4096", and a total at the end.
+func (g *Group) readBlkio(d *Details, f file, counters func(*Device) (read, write *uint64)) {
+	b, err := g.readContent(f)
 	if err != nil {
 		return
 	}
@@ -129,7 +129,7 @@ func (g *Group) blkio(d *Details, f file, counters func(*Device) (read, write *u
 		device, rest := cut(line, ' ')
 		operation, value := cut(rest, ' ')
 		n, err := parse(value)
-		x := d.device(device)
+		x := d.findDevice(device)
 		if err != nil || x == nil {
 			continue
 		}
@@ -144,9 +144,9 @@ func (g *Group) blkio(d *Details, f file, counters func(*Device) (read, write *u
 	}
 }
 
-// device returns the counters of a device given as "8:0", and adds them if necessary. It returns
-// nil for an invalid name.
-func (d *Details) device(name []byte) *Device {
+// findDevice returns the counters of a device given as "8:0", and adds them if necessary. It
+// returns nil for an invalid name.
+func (d *Details) findDevice(name []byte) *Device {
 	a, b := cut(name, ':')
 	major, err := parse(a)
 	minor, err2 := parse(b)

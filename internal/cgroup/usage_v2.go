@@ -7,30 +7,30 @@ const usec = uint64(time.Microsecond)
 
 // readV2 reads cgroup v2 (Documentation/admin-guide/cgroup-v2.rst).
 func (g *Group) readV2(d *Details, all bool) error {
-	if err := g.cpuStat(d); err != nil {
+	if err := g.readCPUStat(d); err != nil {
 		return err
 	}
 
 	var err error
-	if d.Memory.Usage, err = g.number(memoryCurrent); err != nil {
+	if d.Memory.Usage, err = g.readCounter(memoryCurrent); err != nil {
 		return err
 	}
 
-	if err := g.memoryStat(d); err != nil {
+	if err := g.readMemoryStat(d); err != nil {
 		return err
 	}
 
-	d.Memory.Limit = g.optional(memoryMax)
-	if swap := g.optional(swapCurrent); swap != nil {
-		d.Swap = &Swap{Usage: *swap, Limit: g.optional(swapMax)}
+	d.Memory.Limit = g.readOptional(memoryMax)
+	if swap := g.readOptional(swapCurrent); swap != nil {
+		d.Swap = &Swap{Usage: *swap, Limit: g.readOptional(swapMax)}
 	}
 	if !all {
 		return nil
 	}
 
 	// The kernel may lack any of the following files.
-	d.MaxUsage = g.optional(memoryPeak)
-	_ = g.table(memoryEvents, func(name []byte, n uint64) {
+	d.MaxUsage = g.readOptional(memoryPeak)
+	_ = g.readTable(memoryEvents, func(name []byte, n uint64) {
 		switch string(name) {
 		case "max":
 			d.LimitHits = ptr(n)
@@ -40,15 +40,15 @@ func (g *Group) readV2(d *Details, all bool) error {
 	})
 
 	d.OwnFaults, d.OwnMajorFaults = d.Memory.Faults, d.Memory.MajorFaults
-	d.Threads, d.MaxThreads = g.optional(pidsCurrent), g.optional(pidsMax)
-	g.ioStat(d)
+	d.Threads, d.MaxThreads = g.readOptional(pidsCurrent), g.readOptional(pidsMax)
+	g.readIOStat(d)
 
 	return nil
 }
 
-func (g *Group) cpuStat(d *Details) error {
+func (g *Group) readCPUStat(d *Details) error {
 	known := false
-	err := g.table(cpuStat, func(name []byte, n uint64) {
+	err := g.readTable(cpuStat, func(name []byte, n uint64) {
 		switch string(name) {
 		case "usage_usec":
 			d.CPU, known = n*usec, true
@@ -65,15 +65,15 @@ func (g *Group) cpuStat(d *Details) error {
 		}
 	})
 	if err == nil && !known {
-		err = missingFile(cpuStat)
+		err = newMissingFileError(cpuStat)
 	}
 
 	return err
 }
 
-func (g *Group) memoryStat(d *Details) error {
+func (g *Group) readMemoryStat(d *Details) error {
 	m, known := &d.Memory, false
-	err := g.table(memoryStat, func(name []byte, n uint64) {
+	err := g.readTable(memoryStat, func(name []byte, n uint64) {
 		switch string(name) {
 		case "anon":
 			m.RSS, known = n, true
@@ -94,7 +94,7 @@ func (g *Group) memoryStat(d *Details) error {
 		}
 	})
 	if err == nil && !known {
-		err = missingFile(memoryStat)
+		err = newMissingFileError(memoryStat)
 	}
 
 	m.WorkingSet = workingSet(m.Usage, m.InactiveFile)
@@ -102,9 +102,9 @@ func (g *Group) memoryStat(d *Details) error {
 	return err
 }
 
-// ioStat reads lines like "8:0 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0".
-func (g *Group) ioStat(d *Details) {
-	b, err := g.content(ioStat)
+// readIOStat reads lines like "8:0 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0".
+func (g *Group) readIOStat(d *Details) {
+	b, err := g.readContent(ioStat)
 	if err != nil {
 		return
 	}
@@ -117,7 +117,7 @@ func (g *Group) ioStat(d *Details) {
 			continue // no I/O on this device
 		}
 
-		x := d.device(field)
+		x := d.findDevice(field)
 		for x != nil && len(line) > 0 {
 			field, line = cut(line, ' ')
 			name, value := cut(field, '=')

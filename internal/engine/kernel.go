@@ -20,7 +20,7 @@ func (e *Engine) Limit(c *model.Container, l model.KernelLimits) error {
 		return nil
 	}
 
-	g, err := e.kernel.Of(c.Pid, string(c.ID))
+	g, err := e.kernel.FindGroup(c.Pid, string(c.ID))
 	if err != nil {
 		return ignore(err, errdefs.IsNotFound)
 	}
@@ -45,7 +45,7 @@ func (e *Engine) LimitStarted(c *model.Container) error {
 		return nil
 	}
 
-	g, err := e.kernel.Of(c.Pid, string(c.ID))
+	g, err := e.kernel.FindGroup(c.Pid, string(c.ID))
 	if err != nil {
 		return ignore(err, errdefs.IsNotFound)
 	}
@@ -85,7 +85,7 @@ func (e *Engine) measure(c *model.Container) {
 		return
 	}
 
-	g, err := e.kernel.Of(c.Pid, string(c.ID))
+	g, err := e.kernel.FindGroup(c.Pid, string(c.ID))
 	if err != nil {
 		return
 	}

@@ -183,7 +183,7 @@ func (l *Logs) launch(ctx context.Context) (s driver.Status, disconnected <-chan
 func (l *Logs) checkEngine(ctx context.Context, disconnected <-chan struct{}) {
 	for {
 		reachCtx, cancel := context.WithTimeout(ctx, reachTimeout)
-		err := l.cfg.Reach(reachCtx, driverConfig("/cri-dockerd-check", "log"))
+		err := l.cfg.Reach(reachCtx, newDriverConfig("/cri-dockerd-check", "log"))
 		cancel()
 		again := time.Duration(0)
 		switch {
@@ -323,10 +323,10 @@ func (l *Logs) Config(ctx context.Context, directory, path string) (model.LogCon
 		return model.LogConfig{Driver: "local"}, nil
 	}
 
-	return driverConfig(directory, path), nil
+	return newDriverConfig(directory, path), nil
 }
 
-func driverConfig(directory, path string) model.LogConfig {
+func newDriverConfig(directory, path string) model.LogConfig {
 	return model.LogConfig{Driver: driver.Name, Options: map[string]string{
 		driver.OptionDirectory: filepath.Clean(directory),
 		driver.OptionPath:      filepath.Clean(path),

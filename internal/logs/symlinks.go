@@ -51,11 +51,11 @@ func (s *symlinks) started(_ context.Context, c *model.Container) error {
 }
 
 func (s *symlinks) link(c *model.Container) error {
-	if _, err := s.engineLog(c); err != nil {
+	if _, err := s.checkEngineLog(c); err != nil {
 		return err
 	}
 
-	dir, name, err := logDirectory(c.LogPath, true)
+	dir, name, err := openLogDirectory(c.LogPath, true)
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func (*symlinks) removed(_ context.Context, c *model.Container) error {
 		return nil
 	}
 
-	dir, name, err := logDirectory(c.LogPath, false)
+	dir, name, err := openLogDirectory(c.LogPath, false)
 	if err != nil {
 		return nil //nolint:nilerr // no directory of ours, so no link of ours
 	}
@@ -122,7 +122,7 @@ func (s *symlinks) reopen(ctx context.Context, c *model.Container) error {
 
 // moveRenamed moves the content of the engine's file to the most recently renamed link.
 func (s *symlinks) moveRenamed(c *model.Container) error {
-	dir, name, err := logDirectory(c.LogPath, false)
+	dir, name, err := openLogDirectory(c.LogPath, false)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -132,7 +132,7 @@ func (s *symlinks) moveRenamed(c *model.Container) error {
 	}
 	defer dir.Close()
 
-	renamed, err := linksBeside(dir, name, c.EngineLogPath)
+	renamed, err := findLinks(dir, name, c.EngineLogPath)
 	if err != nil || len(renamed) == 0 {
 		return err
 	}
@@ -145,7 +145,7 @@ func (s *symlinks) moveRenamed(c *model.Container) error {
 		}
 	}
 
-	return s.moveText(c, dir, renamed[last])
+	return s.moveContent(c, dir, renamed[last])
 }
 
 const (
@@ -154,9 +154,9 @@ const (
 	namesAt  = 1000
 )
 
-// linksBeside returns the links to a file whose names start with the log's name and a dot, sorted.
+// findLinks returns the links to a file whose names start with the log's name and a dot, sorted.
 // It searches only the first maxNames names of a large directory.
-func linksBeside(dir *os.File, log, file string) (out []string, err error) {
+func findLinks(dir *os.File, log, file string) (out []string, err error) {
 	for seen := 0; seen < maxNames && len(out) < maxLinks; {
 		names, err := dir.Readdirnames(namesAt)
 		for _, name := range names {
@@ -183,9 +183,9 @@ func linksBeside(dir *os.File, log, file string) (out []string, err error) {
 	return out, nil
 }
 
-// moveText replaces a link to the engine's file with a copy of the file, and truncates the file. A
-// crash in between duplicates lines, but loses none.
-func (s *symlinks) moveText(c *model.Container, dir *os.File, link string) error {
+// moveContent replaces a link to the engine's file with a copy of the file, and truncates the file.
+// A crash in between duplicates lines, but loses none.
+func (s *symlinks) moveContent(c *model.Container, dir *os.File, link string) error {
 	from, err := s.openEngineLog(c)
 	if err != nil {
 		return err
@@ -214,9 +214,9 @@ func (s *symlinks) moveText(c *model.Container, dir *os.File, link string) error
 	return from.Truncate(0)
 }
 
-// engineLog validates the engine's path of a container's log, and returns it relative to the
+// checkEngineLog validates the engine's path of a container's log, and returns it relative to the
 // engine's data root. The file must be the container's own, <root>/containers/<ID>/<file>.
-func (s *symlinks) engineLog(c *model.Container) (string, error) {
+func (s *symlinks) checkEngineLog(c *model.Container) (string, error) {
 	root := s.engineRoot()
 	if root == "" {
 		return "", fmt.Errorf("the engine's data root is not known yet: %w", errdefs.ErrUnavailable)
@@ -240,7 +240,7 @@ func (s *symlinks) engineLog(c *model.Container) (string, error) {
 // openEngineLog opens the engine's file. No component of its path below the data root may be a
 // link.
 func (s *symlinks) openEngineLog(c *model.Container) (*os.File, error) {
-	below, err := s.engineLog(c)
+	below, err := s.checkEngineLog(c)
 	if err != nil {
 		return nil, err
 	}
@@ -275,8 +275,8 @@ func (s *symlinks) openEngineLog(c *model.Container) (*os.File, error) {
 // BuildContainerLogsDirectory).
 const untrusted = 2
 
-// logDirectory opens the directory of a log and returns the log's name in it.
-func logDirectory(log string, create bool) (dir *os.File, name string, err error) {
+// openLogDirectory opens the directory of a log and returns the log's name in it.
+func openLogDirectory(log string, create bool) (dir *os.File, name string, err error) {
 	if !filepath.IsAbs(log) || strings.ContainsRune(log, 0) {
 		return nil, "", fmt.Errorf("log path %q is not absolute: %w", log, errdefs.ErrInvalidArgument)
 	}

@@ -231,11 +231,11 @@ func (d Dir) identify(self Dir, f FS) (identity, error) {
 		return id, err
 	}
 
-	id.users = statusField(status, "Uid:")
+	id.users = parseStatusField(status, "Uid:")
 	if !slices.Equal(strings.Fields(id.users), []string{"0", "0", "0", "0"}) {
 		return id, ErrForeign
 	}
-	if f.byStatus && len(strings.Fields(statusField(status, "NSpid:"))) != 1 {
+	if f.byStatus && len(strings.Fields(parseStatusField(status, "NSpid:"))) != 1 {
 		return id, ErrForeign
 	}
 
@@ -252,7 +252,7 @@ func (d Dir) identify(self Dir, f FS) (identity, error) {
 		return id, err
 	}
 
-	if id.start = startTime(stat); id.start == "" {
+	if id.start = parseStartTime(stat); id.start == "" {
 		return id, ErrForeign
 	}
 	if f.byStatus {
@@ -265,9 +265,9 @@ func (d Dir) identify(self Dir, f FS) (identity, error) {
 	return id, err
 }
 
-// statusField returns the value of a field of proc_pid_status(5). For "Uid:" these are the real,
-// effective, saved and file system user IDs.
-func statusField(status []byte, name string) string {
+// parseStatusField returns the value of a field of proc_pid_status(5). For "Uid:" these are the
+// real, effective, saved and file system user IDs.
+func parseStatusField(status []byte, name string) string {
 	for line := range bytes.Lines(status) {
 		if rest, found := bytes.CutPrefix(line, []byte(name)); found {
 			return string(rest)
@@ -276,9 +276,9 @@ func statusField(status []byte, name string) string {
 	return ""
 }
 
-// startTime returns field 22 of proc_pid_stat(5), or "" without one. The name in parentheses may
-// contain any character.
-func startTime(stat []byte) string {
+// parseStartTime returns field 22 of proc_pid_stat(5), or "" without one. The name in parentheses
+// may contain any character.
+func parseStartTime(stat []byte) string {
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) < 20 {
 		return ""

@@ -52,10 +52,10 @@ func Open(root, file string) (*os.File, error) {
 		return nil, fmt.Errorf("open %s: %w", file, ErrNotRegular)
 	}
 	if why := describeWriters(&st); why != "" {
-		return nil, w.untrusted(w.at(), why, false)
+		return nil, w.newFileError(w.at(), why, false)
 	}
 	if w.shared != "" {
-		return nil, w.untrusted(w.shared, "everybody can create files there", true)
+		return nil, w.newFileError(w.shared, "everybody can create files there", true)
 	}
 
 	checked := fmt.Sprintf("/proc/self/fd/%d", found.Fd())
@@ -84,7 +84,7 @@ func (w *walk) close() {
 
 func (w *walk) at() string { return path.Join("/", path.Join(w.names...), w.last) }
 
-func (w *walk) untrusted(because, why string, shared bool) error {
+func (w *walk) newFileError(because, why string, shared bool) error {
 	return &FileError{File: w.file, Because: because, Reason: because + ": " + why, Shared: shared}
 }
 
@@ -168,7 +168,7 @@ func (w *walk) open(name string) (*os.File, *unix.Stat_t, error) {
 func (w *walk) follow(link *os.File, st *unix.Stat_t) (string, error) {
 	defer link.Close()
 	if !TrustedUser(st.Uid) {
-		return "", w.untrusted(w.at(), fmt.Sprintf("the link belongs to user %d", st.Uid), false)
+		return "", w.newFileError(w.at(), fmt.Sprintf("the link belongs to user %d", st.Uid), false)
 	}
 	b := make([]byte, unix.PathMax)
 	n, err := unix.Readlinkat(int(link.Fd()), "", b)
@@ -181,7 +181,7 @@ func (w *walk) down(dir *os.File, st *unix.Stat_t, name string) error {
 	why := describeWriters(st)
 	sticky := why != "" && TrustedUser(st.Uid) && st.Mode&unix.S_ISVTX != 0
 	if why != "" && !sticky {
-		return errors.Join(w.untrusted(w.at(), why, false), dir.Close())
+		return errors.Join(w.newFileError(w.at(), why, false), dir.Close())
 	}
 
 	w.dirs, w.names, w.last, w.shared = append(w.dirs, dir), append(w.names, name), "", ""
@@ -237,7 +237,7 @@ func checkSocketDirectory(socket string) error {
 	case errors.As(err, &u):
 		return u
 	case w.shared != "":
-		return w.untrusted(w.shared, "everybody can create files there", true)
+		return w.newFileError(w.shared, "everybody can create files there", true)
 	}
 
 	return nil // the caller reports an unusable path

@@ -112,7 +112,7 @@ func Peer(c net.Conn) (*unix.Ucred, error) {
 // accepted the connection. It accepts remote machines, because their certificates authenticate
 // them.
 func checkListeners(c net.Conn) error {
-	remote, local := addrPort(c.RemoteAddr()), addrPort(c.LocalAddr())
+	remote, local := parseAddrPort(c.RemoteAddr()), parseAddrPort(c.LocalAddr())
 	if !remote.Addr().IsLoopback() && remote.Addr() != local.Addr() {
 		return nil
 	}
@@ -141,7 +141,7 @@ func checkListeners(c net.Conn) error {
 	return nil
 }
 
-func addrPort(a net.Addr) netip.AddrPort {
+func parseAddrPort(a net.Addr) netip.AddrPort {
 	ap, err := netip.ParseAddrPort(a.String())
 	if err != nil {
 		return netip.AddrPort{}

@@ -30,7 +30,7 @@ const (
 // Descriptors counts a container's processes and their open files. It returns NotFound if the
 // container has ended.
 func (r *Reader) Descriptors(id string, pid int) (Processes, error) {
-	g, err := r.group(key{id: id}, pid)
+	g, err := r.findGroup(key{id: id}, pid)
 	if err != nil {
 		return Processes{}, err
 	}
@@ -144,8 +144,8 @@ func readLimitsFile(g *cgroup.Group) (limit *uint64) {
 	return limit
 }
 
-// softLimit returns the kernel's soft limit of descriptors for a process (prlimit(2)).
-func softLimit(pid int) (uint64, error) {
+// readSoftLimit returns the kernel's soft limit of descriptors for a process (prlimit(2)).
+func readSoftLimit(pid int) (uint64, error) {
 	var l unix.Rlimit
 	err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &l)
 	return l.Cur, err

@@ -50,7 +50,7 @@ func (r *Reader) FileSystem(dir string) (FileSystem, error) {
 		Used:       (s.Blocks - s.Bfree) * uint64(s.Bsize),
 		Inodes:     s.Files,
 		InodesFree: s.Ffree,
-		Disk:       r.disk(major, minor),
+		Disk:       r.readDisk(major, minor),
 	}, nil
 }
 
@@ -71,8 +71,8 @@ const (
 	diskFields
 )
 
-// disk reads the I/O of a device. It returns nil if the kernel does not report it.
-func (r *Reader) disk(major, minor uint32) *Disk {
+// readDisk reads the I/O of a device. It returns nil if the kernel does not report it.
+func (r *Reader) readDisk(major, minor uint32) *Disk {
 	b, err := cgroup.Read(filepath.Join(r.kernel.Proc, "diskstats"), nil)
 	if err != nil {
 		return nil
@@ -111,7 +111,7 @@ func (r *Reader) disk(major, minor uint32) *Disk {
 }
 
 // Device returns the name of a block device ("/dev/sda"), or "" for none of this machine.
-func (r *Reader) Device(major, minor uint32) string { return r.disks.name(major, minor) }
+func (r *Reader) Device(major, minor uint32) string { return r.disks.findName(major, minor) }
 
 // blocks is the unit of st_blocks, in bytes.
 const blocks = 512
@@ -136,7 +136,7 @@ func (r *Reader) LogBytes(id, path string) (uint64, error) {
 	err = eachName(d, func(name string) bool {
 		files++
 		if name == base || strings.HasPrefix(name, base+".") {
-			sum += logFile(d, name, id)
+			sum += logFileBytes(d, name, id)
 		}
 		return files < maxLogFiles
 	})
@@ -147,8 +147,8 @@ func (r *Reader) LogBytes(id, path string) (uint64, error) {
 	return sum, nil
 }
 
-// logFile returns the disk usage of one file of a log.
-func logFile(dir int, name, id string) uint64 {
+// logFileBytes returns the disk usage of one file of a log.
+func logFileBytes(dir int, name, id string) uint64 {
 	var st unix.Stat_t
 	if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
 		return 0
@@ -190,7 +190,7 @@ type disks struct {
 // disksRefreshInterval is the minimum interval between two reads of the list for an unknown device.
 const disksRefreshInterval = time.Minute
 
-func (d *disks) name(major, minor uint32) string {
+func (d *disks) findName(major, minor uint32) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 
@@ -210,7 +210,7 @@ func (d *disks) name(major, minor uint32) string {
 		a, err := strconv.ParseUint(f[0], 10, 32)
 		c, err2 := strconv.ParseUint(f[1], 10, 32)
 		if err == nil && err2 == nil {
-			d.names[[2]uint32{uint32(a), uint32(c)}] = "/dev/" + printable(f[3])
+			d.names[[2]uint32{uint32(a), uint32(c)}] = "/dev/" + escapeName(f[3])
 		}
 	}
 

@@ -115,14 +115,14 @@ func FuzzNetwork(f *testing.F) {
 	})
 }
 
-// FuzzPrintable expects different names to remain distinct, since equal labels would invalidate an
+// FuzzEscapeName expects different names to remain distinct, since equal labels would invalidate an
 // entire list of metrics.
-func FuzzPrintable(f *testing.F) {
+func FuzzEscapeName(f *testing.F) {
 	f.Add("eth0", "eth\xff")
 	f.Add(`\xff`, "\xff")
 	f.Add("\uFFFD", "\xef\xbf")
 	f.Fuzz(func(t *testing.T, a, b string) {
-		pa, pb := printable(a), printable(b)
+		pa, pb := escapeName(a), escapeName(b)
 		if (a == b) != (pa == pb) {
 			t.Errorf("%q and %q become %q and %q", a, b, pa, pb)
 		}

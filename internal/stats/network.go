@@ -36,14 +36,14 @@ const maxDevices = 4 << 20
 // the kernel's order. Names other than printable UTF-8 are escaped. It returns NotFound if the
 // container has ended.
 func (r *Reader) Network(id string, pid, most int) ([]Interface, error) {
-	g, err := r.group(key{id: id}, pid)
+	g, err := r.findGroup(key{id: id}, pid)
 	if err != nil {
 		return nil, err
 	}
 
 	d := devices{most: most}
 	read := 0
-	err = g.EachOfProcess("net/dev", func(piece []byte) bool {
+	err = g.ReadProcessPieces("net/dev", func(piece []byte) bool {
 		read += len(piece)
 		d.add(piece)
 		return !d.isFull() && read < maxDevices
@@ -77,7 +77,7 @@ func (d *devices) add(piece []byte) {
 			line = append(d.rest, line...)
 		}
 
-		d.line(line)
+		d.addLine(line)
 		d.rest, piece = d.rest[:0], piece[end+1:]
 	}
 }
@@ -86,8 +86,8 @@ func (d *devices) add(piece []byte) {
 // that is found.
 func (d *devices) isFull() bool { return d.hasDefault && len(d.found) >= d.most }
 
-// line parses one device.
-func (d *devices) line(line []byte) {
+// addLine parses one device.
+func (d *devices) addLine(line []byte) {
 	at := bytes.LastIndexByte(line, ':') // names have no colon since Linux 3.18 (dev_valid_name)
 	if at < 0 {
 		return
@@ -114,7 +114,7 @@ func (d *devices) line(line []byte) {
 
 	d.hasDefault = d.hasDefault || isDefault
 	d.found = append(d.found, Interface{
-		Name:      printable(string(name)),
+		Name:      escapeName(string(name)),
 		RxBytes:   n[rxBytes],
 		RxPackets: n[rxPackets],
 		RxErrors:  n[rxErrors],
@@ -126,10 +126,10 @@ func (d *devices) line(line []byte) {
 	})
 }
 
-// printable escapes all but printable UTF-8, and backslashes, as \xNN. Unlike a replacement
+// escapeName escapes all but printable UTF-8, and backslashes, as \xNN. Unlike a replacement
 // character this keeps different names distinct. Two equal labels would invalidate the entire list
 // of metrics.
-func printable(name string) string {
+func escapeName(name string) string {
 	clean := func(r rune) bool { return unicode.IsPrint(r) && r != '\\' }
 	if utf8.ValidString(name) && strings.IndexFunc(name, func(r rune) bool { return !clean(r) }) < 0 {
 		return name

@@ -99,7 +99,7 @@ func New(k cgroup.Kernel) *Reader {
 	return &Reader{
 		kernel: k,
 		disks:  disks{file: filepath.Join(k.Proc, "partitions")},
-		limit:  softLimit,
+		limit:  readSoftLimit,
 		tracks: map[key]*track{},
 	}
 }
@@ -107,47 +107,47 @@ func New(k cgroup.Kernel) *Reader {
 // Container returns the usage of a container, given its main process. It returns NotFound if the
 // container has ended.
 func (r *Reader) Container(id string, pid int) (Usage, error) {
-	g, err := r.group(key{id: id}, pid)
+	g, err := r.findGroup(key{id: id}, pid)
 	if err != nil {
 		return Usage{}, err
 	}
-	return r.usage(key{id: id}, g)
+	return r.readUsage(key{id: id}, g)
 }
 
 // Pod returns the usage of a pod, given the main process of one of its containers or of its pause.
 // It reads the parent control group, and requires the pod's UID in its name. Otherwise it returns
 // ErrNoPodGroup.
 func (r *Reader) Pod(id string, pid int, uid string) (Usage, error) {
-	g, err := r.podGroup(id, pid, uid)
+	g, err := r.findPodGroup(id, pid, uid)
 	if err != nil {
 		return Usage{}, err
 	}
-	return r.usage(key{id: id, pod: true}, g)
+	return r.readUsage(key{id: id, pod: true}, g)
 }
 
 // ContainerDetails returns all values of a container. It returns NotFound if the container has
 // ended.
 func (r *Reader) ContainerDetails(id string, pid int) (Details, error) {
-	g, err := r.group(key{id: id}, pid)
+	g, err := r.findGroup(key{id: id}, pid)
 	if err != nil {
 		return Details{}, err
 	}
-	return r.details(id, g)
+	return r.readDetails(id, g)
 }
 
 // PodDetails returns all values of a pod. Errors are those of Pod.
 func (r *Reader) PodDetails(id string, pid int, uid string) (Details, error) {
-	g, err := r.podGroup(id, pid, uid)
+	g, err := r.findPodGroup(id, pid, uid)
 	if err != nil {
 		return Details{}, err
 	}
-	return r.details(id, g)
+	return r.readDetails(id, g)
 }
 
 // Path returns the path of a container's control group in cAdvisor's format, or "" if the container
 // has ended.
 func (r *Reader) Path(id string, pid int) string {
-	g, err := r.group(key{id: id}, pid)
+	g, err := r.findGroup(key{id: id}, pid)
 	if err != nil {
 		return ""
 	}
@@ -157,7 +157,7 @@ func (r *Reader) Path(id string, pid int) string {
 // Processes returns the number of processes of a container. It returns NotFound if the container
 // has ended.
 func (r *Reader) Processes(id string, pid int) (uint64, error) {
-	g, err := r.group(key{id: id}, pid)
+	g, err := r.findGroup(key{id: id}, pid)
 	if err != nil {
 		return 0, err
 	}
@@ -181,8 +181,8 @@ func (r *Reader) Forget(id string) {
 	}
 }
 
-// group finds a control group, once per process.
-func (r *Reader) group(k key, pid int) (*cgroup.Group, error) {
+// findGroup finds a control group, once per process.
+func (r *Reader) findGroup(k key, pid int) (*cgroup.Group, error) {
 	r.mu.Lock()
 	t := r.trackLocked(k)
 	g := t.group
@@ -195,7 +195,7 @@ func (r *Reader) group(k key, pid int) (*cgroup.Group, error) {
 		return g, nil
 	}
 
-	g, err := r.kernel.Of(pid, k.id)
+	g, err := r.kernel.FindGroup(pid, k.id)
 	if err != nil {
 		return nil, err
 	}
@@ -220,9 +220,9 @@ func (r *Reader) group(k key, pid int) (*cgroup.Group, error) {
 	return g, nil
 }
 
-// podGroup finds a pod's control group.
-func (r *Reader) podGroup(id string, pid int, uid string) (*cgroup.Group, error) {
-	g, err := r.group(key{id: id, pod: true}, pid)
+// findPodGroup finds a pod's control group.
+func (r *Reader) findPodGroup(id string, pid int, uid string) (*cgroup.Group, error) {
+	g, err := r.findGroup(key{id: id, pod: true}, pid)
 	if err != nil {
 		return nil, err
 	}
@@ -266,7 +266,7 @@ func (r *Reader) trackLocked(k key) *track {
 	return t
 }
 
-func (r *Reader) usage(k key, g *cgroup.Group) (Usage, error) {
+func (r *Reader) readUsage(k key, g *cgroup.Group) (Usage, error) {
 	u, err := g.Usage()
 	if err != nil {
 		return Usage{}, fmt.Errorf("read stats of %s: %w", k.id, err)
@@ -286,7 +286,7 @@ func (r *Reader) usage(k key, g *cgroup.Group) (Usage, error) {
 	return Usage{Usage: u, NanoCores: t.cores}, nil
 }
 
-func (r *Reader) details(id string, g *cgroup.Group) (Details, error) {
+func (r *Reader) readDetails(id string, g *cgroup.Group) (Details, error) {
 	d, err := g.Details()
 	if err != nil {
 		return Details{}, fmt.Errorf("read stats of %s: %w", id, err)

@@ -232,7 +232,7 @@ func TestDescriptors(t *testing.T) {
 	k := cgroup.Kernel{Proc: filepath.Join(m.dir, "proc"), Cgroup: filepath.Join(m.dir, "cgroup")}
 	m.write("cgroup/kubepods/pod"+uid+"/"+id+"/cgroup.procs", "7\n9\n") // 9 has just ended
 	r := New(k)
-	r.limit = func(pid int) (uint64, error) { return softLimit(map[int]int{7: os.Getpid()}[pid]) }
+	r.limit = func(pid int) (uint64, error) { return readSoftLimit(map[int]int{7: os.Getpid()}[pid]) }
 	var own unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err != nil {
 		t.Fatal(err)

@@ -25,11 +25,11 @@ func (s *stream) drainLocked() {
 // moveLocked moves one batch from the FIFO to the log. It returns the batch's size in the FIFO in
 // bytes.
 func (s *stream) moveLocked() (int, error) {
-	b, err := s.buffers.take()
+	b, err := s.buffers.get()
 	if err != nil {
 		return 0, err
 	}
-	defer s.buffers.give(b)
+	defer s.buffers.put(b)
 
 	s.measureLocked(b)
 	if s.spill.size > 0 {
@@ -135,7 +135,7 @@ func (s *stream) putLocked(b *scratch, used int) (held error, late bool) {
 // guardLocked runs do, an operation on the log of a batch of that many bytes. If do takes longer
 // than stallLimit, the batch and all following output are discarded meanwhile, and late is true.
 func (s *stream) guardLocked(batch int, do func()) (late bool) {
-	return guarded(s.stallLimit, do, func(stop <-chan struct{}) { s.discardLocked(batch, stop) })
+	return runGuarded(s.stallLimit, do, func(stop <-chan struct{}) { s.discardLocked(batch, stop) })
 }
 
 // writeLocked writes a batch to the log. It drops lines that do not fit on the disk, so that the
@@ -150,7 +150,7 @@ func (s *stream) writeLocked(b *scratch) (held error) {
 	}
 
 	n, err := s.log.Write(b.out)
-	whole, end := b.wholeLines(n)
+	whole, end := b.countWhole(n)
 	s.metrics.lines.Add(float64(whole))
 	s.metrics.bytes.Add(float64(end))
 	if err == nil {
@@ -173,7 +173,7 @@ func (s *stream) writeLocked(b *scratch) (held error) {
 func (b *scratch) render(c *clock, waiting []byte) (used int, err error) {
 	b.out, b.ends = b.out[:0], b.ends[:0]
 	for {
-		f, n, err := next(waiting[used:])
+		f, n, err := nextFrame(waiting[used:])
 		if err != nil {
 			return used, err
 		}
@@ -183,9 +183,9 @@ func (b *scratch) render(c *clock, waiting []byte) (used int, err error) {
 	}
 }
 
-// wholeLines returns the number of frames with all their lines in the first n bytes of out, and the
+// countWhole returns the number of frames with all their lines in the first n bytes of out, and the
 // length of these lines.
-func (b *scratch) wholeLines(n int) (frames, end int) {
+func (b *scratch) countWhole(n int) (frames, end int) {
 	for frames < len(b.ends) && b.ends[frames] <= n {
 		end = b.ends[frames]
 		frames++
@@ -193,9 +193,9 @@ func (b *scratch) wholeLines(n int) (frames, end int) {
 	return frames, end
 }
 
-// alreadyWritten returns the number of a batch's first frames already present at the end of a log.
+// countWritten returns the number of a batch's first frames already present at the end of a log.
 // Their timestamps in nanoseconds make them unique.
-func (b *scratch) alreadyWritten(written []byte) int {
+func (b *scratch) countWritten(written []byte) int {
 	for n := len(b.ends); n > 0; n-- {
 		if bytes.HasSuffix(written, b.out[:b.ends[n-1]]) {
 			return n
@@ -207,7 +207,7 @@ func (b *scratch) alreadyWritten(written []byte) int {
 // malformedSize returns the length of the malformed message at the beginning of b. This is all of b
 // if the length is invalid.
 func malformedSize(b []byte) int {
-	if _, n, _ := next(b); n > 0 {
+	if _, n, _ := nextFrame(b); n > 0 {
 		return n
 	}
 	return len(b)
@@ -216,7 +216,7 @@ func malformedSize(b []byte) int {
 // framesSize returns the length of the first n frames.
 func framesSize(b []byte, n int) (size int) {
 	for range n {
-		_, k, err := next(b[size:])
+		_, k, err := nextFrame(b[size:])
 		if err != nil {
 			return size
 		}

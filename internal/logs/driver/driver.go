@@ -148,7 +148,7 @@ func (d *Driver) resumeAll() error {
 		return err
 	}
 
-	d.buffers.give(first)
+	d.buffers.put(first)
 
 	for _, e := range entries {
 		if err := d.resume(e); err != nil {
@@ -221,7 +221,7 @@ func (d *Driver) start(ctx context.Context, e entry) error {
 	}
 
 	d.alarms.lower(alarmDescriptors)
-	if err := d.table.keep(&s.entry); err != nil {
+	if err := d.table.save(&s.entry); err != nil {
 		s.finish()
 		return err
 	}
@@ -280,8 +280,8 @@ func (d *Driver) end(ctx context.Context, s *stream, finishLocked func(*stream))
 	return true
 }
 
-// orphan ends a stream after its engine has died.
-func (d *Driver) orphan(s *stream) {
+// orphanStream ends a stream after its engine has died.
+func (d *Driver) orphanStream(s *stream) {
 	s.lock()
 	d.abandonLocked(s)
 	s.unlock()
@@ -325,7 +325,7 @@ func (d *Driver) run(s *stream) {
 	d.mu.Unlock()
 	d.running.Go(func() {
 		if engineEnded := s.run(); engineEnded {
-			d.orphan(s)
+			d.orphanStream(s)
 		}
 	})
 }

@@ -221,7 +221,7 @@ func TestEngineOpensLate(t *testing.T) {
 	c.fifo.Close()
 	c.start()
 	s := c.stream(d)
-	eventually(t, "the FIFO has been read", func() bool { return !s.mayOpen() || len(s.buffers.idle) > 0 })
+	eventually(t, "the FIFO has been read", func() bool { return !s.isAwaitingWriter() || len(s.buffers.idle) > 0 })
 	f, err := os.OpenFile(c.FIFOPath, os.O_RDWR|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)

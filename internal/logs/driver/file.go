@@ -235,9 +235,9 @@ const (
 	namesAt  = 1000
 )
 
-// rotated returns the names of the log's rotated files in its directory, oldest first. The kubelet
-// renames logs to <log>.<time>, and compresses them to <log>.<time>.gz.
-func (t target) rotated(dir *os.File) ([]string, error) {
+// listRotated returns the names of the log's rotated files in its directory, oldest first. The
+// kubelet renames logs to <log>.<time>, and compresses them to <log>.<time>.gz.
+func (t target) listRotated(dir *os.File) ([]string, error) {
 	if _, err := dir.Seek(0, io.SeekStart); err != nil {
 		return nil, err
 	}
@@ -281,7 +281,7 @@ func (t target) openByInode(inode uint64) (*os.File, error) {
 	defer dir.Close()
 
 	for range 3 {
-		files, err := t.rotated(dir)
+		files, err := t.listRotated(dir)
 		if err != nil {
 			return nil, err
 		}
@@ -334,9 +334,9 @@ func inodeOf(st fs.FileInfo) uint64 {
 // than its frame, and a frame has at least 25 bytes.
 const tailSize = 4 * batchSize
 
-// tail removes a partial last line, a trace of a killed process, and returns the end of the
+// readTail removes a partial last line, a trace of a killed process, and returns the end of the
 // complete lines.
-func tail(f *os.File) ([]byte, error) {
+func readTail(f *os.File) ([]byte, error) {
 	st, err := f.Stat()
 	if err != nil {
 		return nil, err

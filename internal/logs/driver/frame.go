@@ -37,10 +37,10 @@ const (
 
 var errMalformed = errors.New("malformed message from Docker")
 
-// next decodes the first frame of b and returns its length, including the prefix. It returns
+// nextFrame decodes the first frame of b and returns its length, including the prefix. It returns
 // errIncomplete if b ends within the frame, and errMalformed for anything but a frame from Docker.
 // The length is 0 if unknown.
-func next(b []byte) (f frame, n int, err error) {
+func nextFrame(b []byte) (f frame, n int, err error) {
 	if len(b) < prefixSize {
 		return f, 0, errIncomplete
 	}

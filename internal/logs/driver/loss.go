@@ -10,9 +10,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// guarded runs write. If write takes longer than limit, it also runs instead until write returns.
-// It returns after both have returned, and reports whether write was late.
-func guarded(limit time.Duration, write func(), instead func(stop <-chan struct{})) (late bool) {
+// runGuarded runs write. If write takes longer than limit, it also runs instead until write
+// returns. It returns after both have returned, and reports whether write was late.
+func runGuarded(limit time.Duration, write func(), instead func(stop <-chan struct{})) (late bool) {
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	t := time.AfterFunc(limit, func() {
 		defer close(stopped)
@@ -45,11 +45,11 @@ func (s *stream) discardLocked(batch int, stop <-chan struct{}) {
 }
 
 func (s *stream) discardUntil(logger *slog.Logger, batch int, stop <-chan struct{}) error {
-	b, err := s.buffers.take()
+	b, err := s.buffers.get()
 	if err != nil {
 		return err
 	}
-	defer s.buffers.give(b)
+	defer s.buffers.put(b)
 
 	if err := errors.Join(s.spill.clearComplete(), b.consume(s.fifo, batch)); err != nil {
 		return err
@@ -119,7 +119,7 @@ func (s *stream) discardBatch(b *scratch) (frames int, err error) {
 // countFrames returns the number of complete frames and malformed messages in b, and their length.
 func countFrames(b []byte) (frames, size int) {
 	for {
-		_, n, err := next(b[size:])
+		_, n, err := nextFrame(b[size:])
 		if errors.Is(err, errMalformed) {
 			n = malformedSize(b[size:])
 		} else if err != nil {

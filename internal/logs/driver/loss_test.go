@@ -176,7 +176,7 @@ func FuzzNext(f *testing.F) {
 	f.Add(c.frame(frame{Source: "stdout", Line: []byte("one")}, true))
 	f.Add([]byte{0, 0, 0, 3, 0x2a, 0x01, 0x08})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		fr, n, err := next(b)
+		fr, n, err := nextFrame(b)
 		if err == nil && (n < prefixSize || n > len(b) || len(fr.Line) > n) {
 			t.Errorf("%d of %d bytes: %+v", n, len(b), fr)
 		}

@@ -32,7 +32,7 @@ func newOrphans(t *table, timeout time.Duration, closed <-chan struct{}) *orphan
 func (o *orphans) add(e entry) (err error) {
 	if e.Orphaned.IsZero() {
 		e.Orphaned = time.Now()
-		err = o.table.keep(&e)
+		err = o.table.save(&e)
 	}
 
 	o.mu.Lock()

@@ -103,7 +103,7 @@ func TestPipePagesAvailableAgain(t *testing.T) {
 
 	b.limit, b.lastGrow = 0, time.Time{}
 	d.alarms.add(alarmPipes, countSmall(b.size))
-	d.buffers.give(b)
+	d.buffers.put(b)
 	c := e.container("aa")
 	c.start()
 	s := c.stream(d)

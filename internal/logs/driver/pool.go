@@ -25,9 +25,9 @@ func newPool(a *alarms, pipeSize int) *pool {
 	}
 }
 
-// take returns buffers for a batch. Without descriptors for new buffers, it waits for those of
+// get returns buffers for a batch. Without descriptors for new buffers, it waits for those of
 // another batch.
-func (p *pool) take() (*scratch, error) {
+func (p *pool) get() (*scratch, error) {
 	select {
 	case b := <-p.idle:
 		return b, nil
@@ -50,9 +50,9 @@ func (p *pool) take() (*scratch, error) {
 	}
 }
 
-// give returns buffers to the pool. It closes them if an error has left unreadable data in their
+// put returns buffers to the pool. It closes them if an error has left unreadable data in their
 // pipe.
-func (p *pool) give(b *scratch) {
+func (p *pool) put(b *scratch) {
 	if b.dirty && b.empty() != nil {
 		p.discard(b)
 		return
@@ -96,7 +96,7 @@ func (p *pool) growIdle() {
 		select {
 		case b := <-p.idle:
 			p.grow(b)
-			p.give(b)
+			p.put(b)
 		default:
 			return
 		}

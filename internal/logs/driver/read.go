@@ -44,7 +44,7 @@ func (r *reader) prepare(ctx context.Context) error {
 	files, err := r.open()
 	r.files = files
 	if err == nil {
-		err = r.lastLines(ctx)
+		err = r.skipToLastLines(ctx)
 	}
 	return err
 }
@@ -62,14 +62,14 @@ func (r *reader) copy(ctx context.Context) error {
 			return r.follow(ctx, f)
 		}
 		if err := r.copyFile(ctx, f); err != nil {
-			return done(err)
+			return ignoreUntil(err)
 		}
 	}
 
 	return r.flush()
 }
 
-func done(err error) error {
+func ignoreUntil(err error) error {
 	if errors.Is(err, errUntil) {
 		return nil
 	}
@@ -94,7 +94,7 @@ func (r *reader) open() ([]*os.File, error) {
 		return nil, err
 	}
 
-	names, err := r.log.rotated(dir)
+	names, err := r.log.listRotated(dir)
 	if err != nil {
 		closeAll(current)
 		return nil, err
@@ -146,8 +146,8 @@ func sameFile(a, b *os.File) bool {
 	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
-// lastLines drops files and counts lines before the last Tail lines.
-func (r *reader) lastLines(ctx context.Context) error {
+// skipToLastLines drops files and counts lines before the last Tail lines.
+func (r *reader) skipToLastLines(ctx context.Context) error {
 	if r.cfg.Tail < 0 {
 		return nil
 	}
@@ -173,8 +173,8 @@ func (r *reader) lastLines(ctx context.Context) error {
 	return nil
 }
 
-// content returns a file's text from its beginning. It decompresses a file with the suffix .gz.
-func content(f *os.File) (io.Reader, error) {
+// openContent returns a file's text from its beginning. It decompresses a file with the suffix .gz.
+func openContent(f *os.File) (io.Reader, error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return nil, err
 	}
@@ -189,7 +189,7 @@ const maxRecord = pieceSize + 1<<10
 
 // countLines counts the complete lines of a file.
 func countLines(ctx context.Context, f *os.File) (n int, err error) {
-	text, err := content(f)
+	text, err := openContent(f)
 	if err != nil {
 		return 0, err
 	}
@@ -215,7 +215,7 @@ func countLines(ctx context.Context, f *os.File) (n int, err error) {
 }
 
 func (r *reader) copyFile(ctx context.Context, f *os.File) error {
-	text, err := content(f)
+	text, err := openContent(f)
 	if err != nil {
 		return err
 	}
@@ -284,7 +284,7 @@ func (r *reader) follow(ctx context.Context, f *os.File) error {
 
 		if copyErr != nil {
 			closeAll(current)
-			return done(copyErr)
+			return ignoreUntil(copyErr)
 		}
 
 		if rotated && incomplete == 0 {

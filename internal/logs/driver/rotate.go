@@ -49,7 +49,7 @@ func (s *stream) reopen(ctx context.Context) error {
 	}
 
 	s.changed.notify()
-	s.keepEntryLocked()
+	s.saveEntryLocked()
 
 	return nil
 }
@@ -66,13 +66,13 @@ func (s *stream) rotateLocked() error {
 		return err
 	}
 
-	s.renamedFromLocked(before)
+	s.recordRenameLocked(before)
 
 	return nil
 }
 
-// renamedFromLocked records the file the kubelet may rename back over the log.
-func (s *stream) renamedFromLocked(before uint64) {
+// recordRenameLocked records the file the kubelet may rename back over the log.
+func (s *stream) recordRenameLocked(before uint64) {
 	if before == 0 || before == s.entry.Inode {
 		return
 	}

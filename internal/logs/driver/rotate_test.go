@@ -65,7 +65,7 @@ func rotatedFiles(t *testing.T, log target) (files []string, err error) {
 	}
 	defer dir.Close()
 
-	names, err := log.rotated(dir)
+	names, err := log.listRotated(dir)
 	for _, name := range names {
 		files = append(files, filepath.Join(dir.Name(), name))
 	}

@@ -57,9 +57,9 @@ func openSpill(path string) (*spill, error) {
 	return s, nil
 }
 
-// missing returns the number of bytes missing from the frame: first from its length, then from its
-// content. It returns errMalformed for an invalid length.
-func (s *spill) missing() (int, error) {
+// countMissing returns the number of bytes missing from the frame: first from its length, then from
+// its content. It returns errMalformed for an invalid length.
+func (s *spill) countMissing() (int, error) {
 	if s.size < prefixSize {
 		return prefixSize - s.size, nil
 	}
@@ -81,7 +81,7 @@ func (s *spill) missing() (int, error) {
 // errEmpty and io.EOF like scratch.peek. The next call then continues.
 func (s *spill) fill(fifo int) error {
 	for {
-		n, err := s.missing()
+		n, err := s.countMissing()
 		if err != nil || n == 0 {
 			return err
 		}
@@ -197,7 +197,7 @@ func (s *spill) clear() error {
 
 // clearComplete clears the spill if its frame is complete.
 func (s *spill) clearComplete() error {
-	if n, err := s.missing(); err != nil || n > 0 {
+	if n, err := s.countMissing(); err != nil || n > 0 {
 		return nil //nolint:nilerr // fill returns the error again
 	}
 	return s.clear()

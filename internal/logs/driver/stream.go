@@ -163,7 +163,7 @@ func (s *stream) run() (engineEnded bool) {
 		case errors.Is(err, errEmpty):
 			s.await(0)
 		case errors.Is(err, io.EOF):
-			if !s.mayOpen() {
+			if !s.isAwaitingWriter() {
 				return true
 			}
 			s.await(openTimeout)
@@ -233,8 +233,8 @@ func (s *stream) await(timeout time.Duration) {
 	}
 }
 
-// mayOpen reports whether a FIFO has had no writer yet, and the engine may still open it.
-func (s *stream) mayOpen() bool {
+// isAwaitingWriter reports whether a FIFO has had no writer yet, and the engine may still open it.
+func (s *stream) isAwaitingWriter() bool {
 	s.lock()
 	defer s.unlock()
 

@@ -23,7 +23,7 @@ func (s *stream) ensureLogLocked() error {
 
 	s.checked = time.Now()
 	s.losses.openErr = s.openLogLocked()
-	s.keepEntryLocked()
+	s.saveEntryLocked()
 
 	return s.losses.openErr
 }
@@ -44,7 +44,7 @@ func (s *stream) ensureLinkedLocked() error {
 		err = s.openLogLocked()
 	}
 
-	s.keepEntryLocked()
+	s.saveEntryLocked()
 
 	return err
 }
@@ -80,9 +80,9 @@ func (s *stream) writeToLocked(f *os.File) error {
 	return nil
 }
 
-// keepEntryLocked updates the table's entry.
-func (s *stream) keepEntryLocked() {
-	if err := s.table.keep(&s.entry); err != nil {
+// saveEntryLocked updates the table's entry.
+func (s *stream) saveEntryLocked() {
+	if err := s.table.save(&s.entry); err != nil {
 		s.logger.Warn("cannot update the log-driver's table; lines may be duplicated after a crash", "err", err)
 	}
 }
@@ -93,7 +93,7 @@ func (s *stream) reconcile() error {
 	s.lock()
 	defer s.unlock()
 	err := s.continueInLocked(s.entry.Inode, s.entry.Before, s.skipWrittenLocked)
-	return errors.Join(err, s.table.keep(&s.entry))
+	return errors.Join(err, s.table.save(&s.entry))
 }
 
 // takeOver continues in the file of an earlier stream of the container, if there was one.
@@ -126,23 +126,23 @@ func (s *stream) continueInLocked(inode, before uint64, inspect func(*os.File) e
 		}
 	}
 
-	s.renamedFromLocked(before)
+	s.recordRenameLocked(before)
 
 	return err
 }
 
 // skipWrittenLocked consumes the frames already present at the end of f.
 func (s *stream) skipWrittenLocked(f *os.File) error {
-	written, err := tail(f)
+	written, err := readTail(f)
 	if err != nil {
 		return err
 	}
 
-	b, err := s.buffers.take()
+	b, err := s.buffers.get()
 	if err != nil {
 		return err
 	}
-	defer s.buffers.give(b)
+	defer s.buffers.put(b)
 
 	if s.spill.size > 0 {
 		return s.skipSpillLocked(b, written)
@@ -159,7 +159,7 @@ func (s *stream) skipWrittenLocked(f *os.File) error {
 
 	_, _ = b.render(&s.clock, waiting) // the first batch returns the error again
 
-	return b.consume(s.fifo, framesSize(waiting, b.alreadyWritten(written)))
+	return b.consume(s.fifo, framesSize(waiting, b.countWritten(written)))
 }
 
 // skipSpillLocked clears the spill if its frame is already present at the end of a log. The bytes
@@ -170,7 +170,7 @@ func (s *stream) skipSpillLocked(b *scratch, written []byte) error {
 		return err
 	}
 
-	if _, _ = b.render(&s.clock, text); b.alreadyWritten(written) == 0 {
+	if _, _ = b.render(&s.clock, text); b.countWritten(written) == 0 {
 		return nil
 	}
 

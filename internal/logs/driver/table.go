@@ -149,8 +149,8 @@ func (t *table) spillFile(e *entry) string {
 	return filepath.Join(t.dir, filepath.Base(e.FIFO)+spillSuffix)
 }
 
-// keep writes an entry.
-func (t *table) keep(e *entry) error {
+// save writes an entry.
+func (t *table) save(e *entry) error {
 	b, err := json.Marshal(e)
 	if err != nil {
 		return err

@@ -171,7 +171,7 @@ func TestEngineStaysAway(t *testing.T) {
 		Log:       target{dir, "0.log"},
 		Inode:     7,
 	}
-	if err := (&table{dir: rows}).keep(&orphan); err != nil {
+	if err := (&table{dir: rows}).save(&orphan); err != nil {
 		t.Fatal(err)
 	}
 

@@ -55,14 +55,14 @@ func Launch(runDirectory string, flags ...string) (ended <-chan error, err error
 	end := make(chan error, 1)
 	go func() {
 		err := cmd.Wait()
-		end <- fmt.Errorf("%w: %s", err, lastLine(out.Name()))
+		end <- fmt.Errorf("%w: %s", err, readLastLine(out.Name()))
 	}()
 
 	return end, nil
 }
 
-// lastLine returns the last line of a log.
-func lastLine(file string) string {
+// readLastLine returns the last line of a log.
+func readLastLine(file string) string {
 	b, err := safefs.ReadFile(file, 2*maxLogSize)
 	if err != nil {
 		return err.Error()
