@@ -21,7 +21,7 @@ var heldAcrossIO = map[string]string{
 	"(*internal/podnet.confWatch).update w.mu": "adds an inotify watch on the node's root file system; without that " +
 		"file system no pod can be connected either",
 	"(*internal/stats.Reader).pageSizes r.mu": "reads sysfs, once",
-	"(*internal/stats.disks).name d.mu":       "reads /proc/partitions, served from memory",
+	"(*internal/stats.disks).findName d.mu":   "reads /proc/partitions, served from memory",
 	"(*internal/stream.frameConn).Write c.mu": "writes the frames of one connection in order; " +
 		"closing the connection ends the write",
 	"(*internal/stream.output).fail o.mu":  "closes an unnamed file; only the session's sender waits",
