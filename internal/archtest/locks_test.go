@@ -67,7 +67,7 @@ func (h held) deferred() held {
 }
 
 // walker follows the control flow of one function. It calls visit for each call with the locks held
-// at that point.
+// there.
 type walker struct {
 	*typed
 	visit func(call *ast.CallExpr, h held)
@@ -266,7 +266,7 @@ func clauses(body *ast.BlockStmt) [][]ast.Stmt {
 	return out
 }
 
-// blocking records for each function of the repository the call by which it does I/O or waits.
+// blocking records an I/O or waiting call for each function of the repository.
 type blocking struct {
 	by      map[string]string          // function → call, "" without one
 	methods map[string]map[string]bool // name and signature → methods of the repository
@@ -322,7 +322,7 @@ func methodKey(f *types.Func) string {
 	return f.Name() + strings.TrimPrefix(types.TypeString(f.Type(), nil), "func")
 }
 
-// blockingCall returns the call by which a function does I/O or waits, or "" if it does not.
+// blockingCall returns a function's I/O or waiting call, or "" if it has none.
 func (b *blocking) blockingCall(f *types.Func) string {
 	name := f.FullName()
 	if call, ours := b.by[name]; ours {

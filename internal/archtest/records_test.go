@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// recordReaders lists the functions of cri that may read a record from the view by its ID without a
-// lock. All others obtain it together with the lock (lockSandbox, lockContainer), so that no change
-// is based on a stale record.
+// recordReaders lists the functions of cri with permission to read a record from the view by its ID
+// without a lock. All others obtain it together with the lock (lockSandbox, lockContainer), because
+// a change must not be based on a stale record.
 var recordReaders = map[string]string{
 	"(*internal/cri.Service).awaitJoined":           "checks that the pause still runs; the caller holds the lock",
 	"(*internal/cri.Service).ContainerStatus":       "reads only",

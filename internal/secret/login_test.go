@@ -16,6 +16,7 @@ func TestLoginSecrets(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := test.login.Secrets()
+
 			for _, want := range test.want {
 				if !slices.Contains(got, want) {
 					t.Errorf("secrets %q, want %q among them", got, want)

@@ -375,7 +375,11 @@ func (m *measurement) ours(ctx context.Context, name string) error {
 func (m *measurement) start(
 	ctx context.Context, name, mode string, create, start operation,
 ) (id string, remove func(), err error) {
-	c, err := translate.NewSandbox(podConfig(name), translate.SandboxOptions{Host: m.host, Image: m.pause, NetworkMode: mode})
+	c, err := translate.NewSandbox(podConfig(name), translate.SandboxOptions{
+		Host:        m.host,
+		Image:       m.pause,
+		NetworkMode: mode,
+	})
 	if err != nil {
 		return "", nil, err
 	}
