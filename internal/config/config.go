@@ -70,7 +70,7 @@ func parseCIDRs(texts []string) (all []netip.Prefix, err error) {
 
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
-			return nil, fmt.Errorf("--pod-cidr %q: give ranges like 10.244.1.0/24: %w", s, err)
+			return nil, fmt.Errorf("--pod-cidr %q: must be a range like 10.244.1.0/24: %w", s, err)
 		}
 
 		all = append(all, p.Masked())

@@ -83,7 +83,7 @@ func TestStreamingTLS(t *testing.T) {
 		"streaming-tls-cert-file": "streaming-tls-key-file",
 		"streaming-tls-key-file":  "streaming-tls-cert-file",
 	} {
-		if _, _, err := parse("--" + given + "=/x"); err == nil || !strings.Contains(err.Error(), "give --"+missing) {
+		if _, _, err := parse("--" + given + "=/x"); err == nil || !strings.Contains(err.Error(), "set --"+missing) {
 			t.Errorf("--%s alone: %v", given, err)
 		}
 	}
@@ -115,7 +115,7 @@ func TestMetricsAddress(t *testing.T) {
 }
 
 func TestErrorsNameTheFlag(t *testing.T) {
-	for _, arg := range []string{
+	args := []string{
 		"--network-plugin=calico",
 		"--hairpin-mode=maybe",
 		"--log-level=loud",
@@ -147,7 +147,9 @@ func TestErrorsNameTheFlag(t *testing.T) {
 		"--tracing-endpoint=host",
 		"--tracing-sampling-rate-per-million=-1",
 		"--tracing-sampling-rate-per-million=1000001",
-	} {
+	}
+
+	for _, arg := range args {
 		t.Run(arg, func(t *testing.T) {
 			name, _, _ := strings.Cut(arg, "=")
 			if _, _, err := parse(arg); err == nil || !strings.Contains(err.Error(), name) {
@@ -176,6 +178,7 @@ func TestPodCIDRs(t *testing.T) {
 func TestNearest(t *testing.T) {
 	f := pflag.NewFlagSet("test", pflag.ContinueOnError)
 	(&Config{}).Register(f)
+
 	for wrong, want := range map[string]string{
 		"container-runtime-endpont": "container-runtime-endpoint",
 		"cni-bindir":                "cni-bin-dir",
@@ -193,7 +196,7 @@ func TestNearest(t *testing.T) {
 }
 
 func TestEditDistance(t *testing.T) {
-	for _, c := range []struct {
+	cases := []struct {
 		a, b string
 		want int
 	}{
@@ -203,7 +206,9 @@ func TestEditDistance(t *testing.T) {
 		{"kitten", "sitting", 3},
 		{"flaw", "lawn", 2},
 		{"same", "same", 0},
-	} {
+	}
+
+	for _, c := range cases {
 		t.Run(c.a+" "+c.b, func(t *testing.T) {
 			if got := editDistance(c.a, c.b); got != c.want {
 				t.Errorf("editDistance(%q, %q) = %d, want %d", c.a, c.b, got, c.want)

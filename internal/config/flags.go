@@ -31,6 +31,19 @@ func (c *Config) Register(f *pflag.FlagSet) {
 		"directory for the daemon's lock and for the state of older shims")
 	f.StringVar(&c.RunDirectory, "run-directory", "/run/cri-dockerd",
 		"directory for network namespaces and the log table; must survive restarts of the daemon")
+
+	f.StringVar(&c.TLSCert, "tls-cert-file", "", "TLS certificate of a tcp:// endpoint outside of loopback")
+	f.StringVar(&c.TLSKey, "tls-key-file", "", "private key of --tls-cert-file")
+	f.StringVar(&c.TLSClientCA, "tls-client-ca-file", "", "certificate authorities for clients of a tcp:// endpoint")
+
+	c.registerImages(f)
+	c.registerStreaming(f)
+	c.registerNetwork(f)
+	c.registerObservability(f)
+	c.registerLegacy(f)
+}
+
+func (c *Config) registerImages(f *pflag.FlagSet) {
 	f.StringVar(&c.PauseImage, "pod-infra-container-image", "",
 		"sandbox image; empty for the embedded image, which requires no registry")
 	f.StringSliceVar(&c.PinnedImages, "pinned-images", nil, "comma-separated names of images to "+
@@ -40,18 +53,24 @@ func (c *Config) Register(f *pflag.FlagSet) {
 			"key!=value")
 	f.DurationVar(&c.PullDeadline, "image-pull-progress-deadline", time.Minute,
 		"cancel an image pull that makes no progress for this long")
-	f.DurationVar(&c.RequestTimeout, "runtime-request-timeout", 0, "no effect: "+unused["runtime-request-timeout"])
+}
+
+func (c *Config) registerStreaming(f *pflag.FlagSet) {
 	f.StringVar(&c.StreamingAddr, "streaming-bind-addr", "", "address or address:port of the server for "+
 		"exec, attach and port-forward; empty for a free port on 127.0.0.1")
 	f.StringVar(&c.StreamingTLSCert, "streaming-tls-cert-file", "", "TLS certificate of the server for "+
 		"exec, attach and port-forward, trusted by the kubelet; empty for plain text")
 	f.StringVar(&c.StreamingTLSKey, "streaming-tls-key-file", "", "private key of --streaming-tls-cert-file")
+}
+
+func (c *Config) registerNetwork(f *pflag.FlagSet) {
 	f.StringVar(&c.NetworkPlugin, "network-plugin", "cni",
 		"network plugin: cni, kubenet, or empty for Docker's default bridge")
 	f.StringVar(&c.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d", "directory of CNI configurations")
 	f.StringSliceVar(&c.CNIBinDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"},
 		"comma-separated directories of CNI plugins")
 	f.StringVar(&c.CNICacheDir, "cni-cache-dir", "/var/lib/cni/cache", "directory of the CNI cache")
+
 	f.StringVar(&c.PodNetNS, "pod-netns", "own", "creator of pod network namespaces: own (the daemon if supported "+
 		"by sandbox image and engine, otherwise the engine) or engine")
 	f.IntVar(&c.MTU, "network-plugin-mtu", 0, "MTU of kubenet's bridge in bytes; 0 for the default of the plugin")
@@ -59,10 +78,12 @@ func (c *Config) Register(f *pflag.FlagSet) {
 		"Service: none, hairpin-veth or promiscuous-bridge (same as hairpin-veth with bridge-nf-call-iptables)")
 	f.StringSliceVar(&c.PodCIDR, "pod-cidr", nil, "comma-separated pod CIDRs of kubenet, at most one per IP family; "+
 		"empty for the CIDR from the kubelet")
-	f.BoolVar(&c.IPv6DualStack, "ipv6-dual-stack", false, "no effect: "+unused["ipv6-dual-stack"])
-	f.StringVar(&c.RuntimeCgroups, "runtime-cgroups", "", "no effect: "+unused["runtime-cgroups"])
+}
+
+func (c *Config) registerObservability(f *pflag.FlagSet) {
 	f.StringVar(&c.ContainerLog, "container-log", "auto", "container logs: cri (files in CRI format, written by the "+
 		"log-driver process), json-file (links to Docker's logs) or auto (cri if supported by the engine)")
+
 	f.StringVar(&c.MetricsAddress, "metrics-bind-address", "unix:///run/cri-dockerd/metrics.sock",
 		"address of /metrics, /healthz and /readyz: unix:///path (by default metrics.sock in --run-directory) or "+
 			"tcp://host:port; empty to disable")
@@ -72,9 +93,13 @@ func (c *Config) Register(f *pflag.FlagSet) {
 		"number of traced calls per million calls without a trace context; all others follow the kubelet's decision")
 	f.StringVar(&c.LogLevel, "log-level", "info", "log level: debug, info, warn or error")
 	f.StringVar(&c.LogFormat, "log-format", "text", "log format: text or json")
-	f.StringVar(&c.TLSCert, "tls-cert-file", "", "TLS certificate of a tcp:// endpoint outside of loopback")
-	f.StringVar(&c.TLSKey, "tls-key-file", "", "private key of --tls-cert-file")
-	f.StringVar(&c.TLSClientCA, "tls-client-ca-file", "", "certificate authorities for clients of a tcp:// endpoint")
+}
+
+// registerLegacy adds flags without effect.
+func (c *Config) registerLegacy(f *pflag.FlagSet) {
+	f.DurationVar(&c.RequestTimeout, "runtime-request-timeout", 0, "no effect: "+unused["runtime-request-timeout"])
+	f.BoolVar(&c.IPv6DualStack, "ipv6-dual-stack", false, "no effect: "+unused["ipv6-dual-stack"])
+	f.StringVar(&c.RuntimeCgroups, "runtime-cgroups", "", "no effect: "+unused["runtime-cgroups"])
 }
 
 // Complete sets values derived from other flags, replaces older spellings, and records the unused

@@ -51,7 +51,7 @@ func (c *Config) validateNames() error {
 		{"log-format", c.LogFormat, []string{"text", "json"}},
 	} {
 		if !slices.Contains(v.known, v.value) {
-			return fmt.Errorf("--%s %q: use one of %q", v.flag, v.value, v.known)
+			return fmt.Errorf("--%s %q: must be one of %q", v.flag, v.value, v.known)
 		}
 	}
 
@@ -66,13 +66,13 @@ func (c *Config) validatePaths() error {
 		"cni-cache-dir":              c.CNICacheDir,
 	} {
 		if !filepath.IsAbs(p) {
-			return fmt.Errorf("--%s %q: give an absolute path", flag, p)
+			return fmt.Errorf("--%s %q: must be an absolute path", flag, p)
 		}
 	}
 
 	for _, p := range c.CNIBinDirs {
 		if !filepath.IsAbs(p) {
-			return fmt.Errorf("--cni-bin-dir %q: give absolute paths", p)
+			return fmt.Errorf("--cni-bin-dir %q: must be an absolute path", p)
 		}
 	}
 
@@ -92,10 +92,11 @@ func (c *Config) validatePaths() error {
 
 func (c *Config) validateNumbers() error {
 	if c.MTU < 0 || c.MTU > 65535 {
-		return fmt.Errorf("--network-plugin-mtu %d: give 0 to 65535 bytes", c.MTU)
+		return fmt.Errorf("--network-plugin-mtu %d: must be between 0 and 65535", c.MTU)
 	}
 	if c.PullDeadline < 0 {
-		return fmt.Errorf("--image-pull-progress-deadline %s: give 0 (none) or more", c.PullDeadline)
+		return fmt.Errorf("--image-pull-progress-deadline %s: must not be negative; 0 disables the deadline",
+			c.PullDeadline)
 	}
 	return nil
 }
@@ -107,7 +108,7 @@ func (c *Config) validateCIDRs() error {
 	}
 
 	if n := len(all); n > 2 || n == 2 && all[0].Addr().Is4() == all[1].Addr().Is4() {
-		return fmt.Errorf("--pod-cidr %q: give one range, or one for each of IPv4 and IPv6", c.PodCIDR)
+		return fmt.Errorf("--pod-cidr %q: must be one range, or one IPv4 and one IPv6 range", c.PodCIDR)
 	}
 
 	return nil
@@ -116,10 +117,10 @@ func (c *Config) validateCIDRs() error {
 func (c *Config) validateStreaming() error {
 	switch {
 	case c.StreamingTLSCert != "" && c.StreamingTLSKey == "":
-		return fmt.Errorf("--streaming-tls-cert-file %q needs the key of the certificate; give "+
+		return fmt.Errorf("--streaming-tls-cert-file %q: needs a private key; set "+
 			"--streaming-tls-key-file", c.StreamingTLSCert)
 	case c.StreamingTLSCert == "" && c.StreamingTLSKey != "":
-		return fmt.Errorf("--streaming-tls-key-file %q needs the certificate of the key; give "+
+		return fmt.Errorf("--streaming-tls-key-file %q: needs a certificate; set "+
 			"--streaming-tls-cert-file", c.StreamingTLSKey)
 	}
 
@@ -127,7 +128,7 @@ func (c *Config) validateStreaming() error {
 	if h, port, err := net.SplitHostPort(host); err == nil {
 		host = h
 		if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-			return fmt.Errorf("--streaming-bind-addr %q: give an address or address:port: %w", c.StreamingAddr, err)
+			return fmt.Errorf("--streaming-bind-addr %q: must be an address or address:port: %w", c.StreamingAddr, err)
 		}
 	}
 
@@ -136,7 +137,7 @@ func (c *Config) validateStreaming() error {
 		return nil
 	}
 	if _, err := netip.ParseAddr(host); err != nil {
-		return fmt.Errorf("--streaming-bind-addr %q: give an address or address:port: %w", c.StreamingAddr, err)
+		return fmt.Errorf("--streaming-bind-addr %q: must be an address or address:port: %w", c.StreamingAddr, err)
 	}
 
 	return nil
@@ -148,10 +149,10 @@ func (c *Config) validateMetrics() error {
 		return nil
 	}
 
-	const fix = "give unix:///path or tcp://host:port, or leave it empty"
+	const form = "must be unix:///path, tcp://host:port or empty"
 	host, ok := strings.CutPrefix(a, "tcp://")
 	if !ok {
-		return fmt.Errorf("--metrics-bind-address %q: %s", a, fix)
+		return fmt.Errorf("--metrics-bind-address %q: %s", a, form)
 	}
 
 	_, port, err := net.SplitHostPort(host)
@@ -160,7 +161,7 @@ func (c *Config) validateMetrics() error {
 	}
 
 	if err != nil {
-		return fmt.Errorf("--metrics-bind-address %q: %s: %w", a, fix, err)
+		return fmt.Errorf("--metrics-bind-address %q: %s: %w", a, form, err)
 	}
 
 	return nil
@@ -168,7 +169,7 @@ func (c *Config) validateMetrics() error {
 
 func (c *Config) validateTracing() error {
 	if c.TracingRate < 0 || c.TracingRate > 1e6 {
-		return fmt.Errorf("--tracing-sampling-rate-per-million %d: give 0 to 1000000", c.TracingRate)
+		return fmt.Errorf("--tracing-sampling-rate-per-million %d: must be between 0 and 1000000", c.TracingRate)
 	}
 	if c.TracingEndpoint == "" {
 		return nil
@@ -180,7 +181,7 @@ func (c *Config) validateTracing() error {
 	}
 
 	if err != nil || host == "" {
-		return fmt.Errorf("--tracing-endpoint %q: give host:port, as in 127.0.0.1:4317", c.TracingEndpoint)
+		return fmt.Errorf("--tracing-endpoint %q: must be host:port, for example 127.0.0.1:4317", c.TracingEndpoint)
 	}
 
 	return nil

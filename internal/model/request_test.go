@@ -18,7 +18,8 @@ func TestParseProfile(t *testing.T) {
 	} {
 		t.Run(in, func(t *testing.T) {
 			got, err := ParseProfile(in)
-			if err != nil || !proto.Equal(got, want) && !(got == nil && want == nil) {
+			isUnset := got == nil && want == nil
+			if err != nil || !isUnset && !proto.Equal(got, want) {
 				t.Errorf("ParseProfile(%q) = %v, %v, want %v", in, got, err, want)
 			}
 		})
