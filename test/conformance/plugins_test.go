@@ -161,11 +161,11 @@ func query(t *testing.T, netns, network, addr string) string {
 	return string(b[:n])
 }
 
-// assertServed checks the response of an address within 5 seconds.
+// assertServed checks the response of an address within 20 seconds.
 func (c *cniNode) assertServed(t *testing.T, netns, network, addr, want string) {
 	t.Helper()
 	var got string
-	if !within(5*time.Second, func() bool { got = query(t, netns, network, addr); return got == want }) {
+	if !within(20*time.Second, func() bool { got = query(t, netns, network, addr); return got == want }) {
 		t.Errorf("%s at %s from %s: %q, want %q", network, addr, netns, got, want)
 	}
 }
