@@ -1,7 +1,7 @@
 // Package engine is the client for Docker Engine. It wraps Docker's own Go client in the types of
-// package spec and adds features missing there: a non-blocking event stream, a progress deadline
-// for pulls, exec with a kill on timeout, and the embedded pause image. Only engine, spec and node
-// depend on Docker's types.
+// package model and adds features missing there: a non-blocking event stream, a progress deadline
+// for pulls, exec with a kill on timeout, and the embedded pause image. Only engine, translate and
+// view depend on Docker's types.
 package engine
 
 import (

@@ -9,13 +9,15 @@ import (
 )
 
 func TestParseProfile(t *testing.T) {
-	for in, want := range map[string]*runtimeapi.SecurityProfile{
+	tests := map[string]*runtimeapi.SecurityProfile{
 		"":                nil,
 		"runtime/default": {},
 		"docker/default":  {},
 		"unconfined":      {ProfileType: runtimeapi.SecurityProfile_Unconfined},
 		"localhost//a/b":  {ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/a/b"},
-	} {
+	}
+
+	for in, want := range tests {
 		t.Run(in, func(t *testing.T) {
 			got, err := ParseProfile(in)
 			isUnset := got == nil && want == nil
@@ -31,13 +33,15 @@ func TestParseProfile(t *testing.T) {
 }
 
 func TestIsNetSysctl(t *testing.T) {
-	for name, want := range map[string]bool{
+	tests := map[string]bool{
 		"net.core.somaxconn":     true,
 		"net/core/somaxconn":     true,
 		"kernel.shm_rmid_forced": false,
 		"network.x":              false,
 		"":                       false,
-	} {
+	}
+
+	for name, want := range tests {
 		t.Run(name, func(t *testing.T) {
 			if got := IsNetSysctl(name); got != want {
 				t.Errorf("IsNetSysctl(%q) = %v, want %v", name, got, want)

@@ -19,7 +19,7 @@ func TestUserNamespace(t *testing.T) {
 		NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_NODE},
 	}
 
-	for name, test := range map[string]struct {
+	tests := map[string]struct {
 		sc        *runtimeapi.LinuxContainerSecurityContext
 		hostUsers bool
 		field     string // of the error
@@ -30,7 +30,9 @@ func TestUserNamespace(t *testing.T) {
 		"privileged, host users": {privileged, true, ""},
 		"node PIDs":              {nodePID, false, "config.linux.security_context.namespace_options.pid"},
 		"node PIDs, host users":  {nodePID, true, ""},
-	} {
+	}
+
+	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			cfg := &runtimeapi.ContainerConfig{
 				Command: []string{"true"},
@@ -56,7 +58,7 @@ func checkField(t *testing.T, err error, field string) {
 
 func TestRelabel(t *testing.T) {
 	selinux := model.Host{SecurityOptions: []string{"selinux"}, APIVersion: "1.52"}
-	for name, test := range map[string]struct {
+	tests := map[string]struct {
 		mount *runtimeapi.Mount
 		host  model.Host
 		field string
@@ -74,7 +76,9 @@ func TestRelabel(t *testing.T) {
 			&runtimeapi.Mount{ContainerPath: "/b", SelinuxRelabel: true, Readonly: true, RecursiveReadOnly: true},
 			selinux, "config.mounts[0].recursive_read_only",
 		},
-	} {
+	}
+
+	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			cfg := &runtimeapi.ContainerConfig{Command: []string{"true"}, Mounts: []*runtimeapi.Mount{test.mount}}
 			checkField(t, Container(cfg, &model.Sandbox{}, &model.Image{}, test.host), test.field)
@@ -83,7 +87,7 @@ func TestRelabel(t *testing.T) {
 }
 
 func TestImageVolumes(t *testing.T) {
-	for name, test := range map[string]struct {
+	tests := map[string]struct {
 		host model.Host
 		want string // part of the error, "" for none
 	}{
@@ -96,7 +100,9 @@ func TestImageVolumes(t *testing.T) {
 		"rootless native": {
 			model.Host{ContainerdStore: true, APIVersion: "1.48", SecurityOptions: []string{"rootless"}}, "",
 		},
-	} {
+	}
+
+	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			err := ImageVolumes(test.host)
 			if test.want == "" && err != nil {
@@ -107,4 +113,37 @@ func TestImageVolumes(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestRuntimeHandler(t *testing.T) {
+	tests := map[string]struct {
+		handler, api string
+		isValid      bool
+	}{
+		"default":           {"", "1.41", true},
+		"configured":        {"crun", "1.41", true},
+		"missing":           {"kata", "1.52", false},
+		"shim":              {"io.containerd.kata.v2", "1.42", true},
+		"shim, old engine":  {"io.containerd.kata.v2", "1.41", false},
+		"malformed shim":    {"io.containerd.kata/../x.v2", "1.52", false},
+		"path of a program": {"/usr/bin/runc", "1.52", false},
+	}
+
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			want := "image.runtime_handler"
+			if test.isValid {
+				want = ""
+			}
+
+			h := model.Host{Runtimes: []string{"crun", "runc"}, APIVersion: test.api}
+			checkField(t, RuntimeHandler("image.runtime_handler", test.handler, h), want)
+		})
+	}
+}
+
+func TestUpdate(t *testing.T) {
+	r := &runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.high": "1"}}
+	checkField(t, Update(r, model.Host{CgroupVersion: "2"}), "")
+	checkField(t, Update(r, model.Host{CgroupVersion: "1"}), "linux.unified")
 }

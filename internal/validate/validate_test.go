@@ -68,7 +68,7 @@ func TestSandboxRules(t *testing.T) {
 		c.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Network: node}
 	}
 
-	for name, test := range map[string]struct {
+	tests := map[string]struct {
 		change func(*runtimeapi.PodSandboxConfig)
 		field  string
 	}{
@@ -99,7 +99,9 @@ func TestSandboxRules(t *testing.T) {
 		"strict groups": {func(c *runtimeapi.PodSandboxConfig) {
 			c.Linux.SecurityContext.SupplementalGroupsPolicy = runtimeapi.SupplementalGroupsPolicy_Strict
 		}, "config.linux.security_context.supplemental_groups_policy"},
-	} {
+	}
+
+	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			cfg := pod()
 			test.change(cfg)
@@ -110,7 +112,7 @@ func TestSandboxRules(t *testing.T) {
 
 // TestKernelLimits checks that a limit cannot name another file.
 func TestKernelLimits(t *testing.T) {
-	for _, test := range []struct {
+	tests := []struct {
 		field     string
 		resources *runtimeapi.LinuxContainerResources
 	}{
@@ -132,7 +134,9 @@ func TestKernelLimits(t *testing.T) {
 		}},
 		{"linux.oom_score_adj", &runtimeapi.LinuxContainerResources{OomScoreAdj: 1001}},
 		{"linux.cpu_quota", &runtimeapi.LinuxContainerResources{CpuQuota: -2}},
-	} {
+	}
+
+	for _, test := range tests {
 		err := Request(&runtimeapi.UpdateContainerResourcesRequest{ContainerId: "c", Linux: test.resources})
 		checkField(t, err, test.field)
 		if len(err.Error()) > 1000 {
@@ -149,7 +153,7 @@ func TestMountRules(t *testing.T) {
 	}
 
 	const field = "config.mounts[0]"
-	for name, test := range map[string]struct {
+	tests := map[string]struct {
 		mount *runtimeapi.Mount
 		field string
 	}{
@@ -163,11 +167,100 @@ func TestMountRules(t *testing.T) {
 		"image, host path": {image(func(m *runtimeapi.Mount) { m.HostPath = "/etc" }), field + ".host_path"},
 		"image, writable":  {image(func(m *runtimeapi.Mount) { m.Readonly = false }), field + ".readonly"},
 		"image, shared":    {image(func(m *runtimeapi.Mount) { m.Propagation = 1 }), field + ".propagation"},
-	} {
+	}
+
+	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			r := container()
 			r.Config.Mounts = []*runtimeapi.Mount{test.mount}
 			checkField(t, Request(r), test.field)
+		})
+	}
+}
+
+func TestRequestRules(t *testing.T) {
+	const id = "0123456789ab"
+	long := strings.Repeat("a", maxText+1)
+	tests := map[string][]any{
+		"": {
+			&runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}},
+			&runtimeapi.AttachRequest{ContainerId: id, Stdin: true},
+			&runtimeapi.PortForwardRequest{PodSandboxId: id, Port: []int32{80}},
+			&runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 30},
+			&runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: "docker.io/library/web:1"}},
+		},
+		"pod_sandbox_id": {
+			&runtimeapi.StopPodSandboxRequest{},
+			&runtimeapi.PodSandboxStatusRequest{PodSandboxId: "../etc"},
+			&runtimeapi.UpdatePodSandboxResourcesRequest{},
+		},
+		"container_id": {
+			&runtimeapi.StartContainerRequest{ContainerId: "a b"},
+			&runtimeapi.ExecRequest{ContainerId: "a?b", Cmd: []string{"true"}, Stdout: true},
+		},
+		"cmd":    {&runtimeapi.ExecSyncRequest{ContainerId: id}},
+		"cmd[0]": {&runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{""}}},
+		"cmd[1]": {&runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"true", long}, Stdout: true}},
+		"timeout": {
+			&runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}, Timeout: -1},
+			&runtimeapi.StopContainerRequest{ContainerId: id, Timeout: -1},
+		},
+		"stdin, stdout, stderr": {&runtimeapi.AttachRequest{ContainerId: id}},
+		"stderr":                {&runtimeapi.AttachRequest{ContainerId: id, Stderr: true, Tty: true}},
+		"port[1]":               {&runtimeapi.PortForwardRequest{PodSandboxId: id, Port: []int32{80, 65536}}},
+		"image.image": {
+			&runtimeapi.PullImageRequest{},
+			&runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: "a b"}},
+		},
+	}
+
+	for field, requests := range tests {
+		t.Run(field, func(t *testing.T) {
+			for _, r := range requests {
+				checkField(t, Request(r), field)
+			}
+		})
+	}
+}
+
+func TestPodRules(t *testing.T) {
+	tests := map[string]rule[*runtimeapi.PodSandboxConfig]{
+		"no metadata": {func(c *runtimeapi.PodSandboxConfig) { c.Metadata = nil }, "config.metadata"},
+		"hostname":    {func(c *runtimeapi.PodSandboxConfig) { c.Hostname = "web_0" }, "config.hostname"},
+		"long hostname": {func(c *runtimeapi.PodSandboxConfig) {
+			c.Hostname = strings.Repeat("a", 65)
+		}, "config.hostname"},
+		"log directory": {func(c *runtimeapi.PodSandboxConfig) { c.LogDirectory = "/a/../b" }, "config.log_directory"},
+		"protocol": {func(c *runtimeapi.PodSandboxConfig) {
+			c.PortMappings = []*runtimeapi.PortMapping{{Protocol: 7}}
+		}, "config.port_mappings[0].protocol"},
+		"host port": {func(c *runtimeapi.PodSandboxConfig) {
+			c.PortMappings = []*runtimeapi.PortMapping{{HostPort: 65536}}
+		}, "config.port_mappings[0].host_port"},
+		"host port of no port": {func(c *runtimeapi.PodSandboxConfig) {
+			c.PortMappings = []*runtimeapi.PortMapping{{HostPort: 80}}
+		}, "config.port_mappings[0].container_port"},
+		"line break in DNS": {func(c *runtimeapi.PodSandboxConfig) {
+			c.DnsConfig = &runtimeapi.DNSConfig{Searches: []string{"a\nnameserver b"}}
+		}, "config.dns_config.searches[0]"},
+		"Windows": {func(c *runtimeapi.PodSandboxConfig) {
+			c.Windows = &runtimeapi.WindowsPodSandboxConfig{}
+		}, "config.windows"},
+		"target": {func(c *runtimeapi.PodSandboxConfig) {
+			c.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{
+				Pid: runtimeapi.NamespaceMode_TARGET, TargetId: "a",
+			}
+		}, "config.linux.security_context.namespace_options.pid"},
+		"cgroup parent": {func(c *runtimeapi.PodSandboxConfig) {
+			c.Linux.CgroupParent = "/kubepods/../system.slice"
+		}, "config.linux.cgroup_parent"},
+	}
+
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			cfg := pod()
+			test.change(cfg)
+			checkField(t, Request(&runtimeapi.RunPodSandboxRequest{Config: cfg}), test.field)
 		})
 	}
 }
