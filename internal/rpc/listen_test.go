@@ -112,12 +112,14 @@ func TestInheritedSocket(t *testing.T) {
 	}
 	defer passed.Close()
 
-	for endpoint, path := range map[string]string{
+	tests := map[string]string{
 		"fd://":                                file,
 		"unix://" + file:                       file,
 		filepath.Join(dir, "link", "cri.sock"): file,
 		"unix://" + filepath.Join(dir, "other.sock"): filepath.Join(dir, "other.sock"),
-	} {
+	}
+
+	for endpoint, path := range tests {
 		cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$0"`, os.Args[0])
 		cmd.Env = append(os.Environ(), inheritEnv+"="+endpoint, "LISTEN_FDS=1")
 		cmd.ExtraFiles = []*os.File{passed}
@@ -183,7 +185,7 @@ func TestKeepOtherFile(t *testing.T) {
 }
 
 func TestInvalidEndpoints(t *testing.T) {
-	for endpoint, want := range map[string]string{
+	tests := map[string]string{
 		"tcp://0.0.0.0:0":       "--tls-client-ca-file",
 		"tcp://:0":              "--tls-client-ca-file",
 		"tcp://[::]:0":          "--tls-client-ca-file",
@@ -192,14 +194,18 @@ func TestInvalidEndpoints(t *testing.T) {
 		"npipe:////./pipe/x":    "unix:///",
 		"relative/path":         "absolute",
 		"unix://" + t.TempDir(): "is not a socket",
-	} {
-		l, err := Listen(endpoint, TLSFiles{})
-		if err == nil {
-			l.Close()
-		}
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v", endpoint, err)
-		}
+	}
+
+	for endpoint, want := range tests {
+		t.Run(endpoint, func(t *testing.T) {
+			l, err := Listen(endpoint, TLSFiles{})
+			if err == nil {
+				l.Close()
+			}
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("error %v, want %q in it", err, want)
+			}
+		})
 	}
 }
 
@@ -283,26 +289,30 @@ func TestMutualTLS(t *testing.T) {
 	}()
 
 	_, port, _ := net.SplitHostPort(l.Addr().String())
-	for name, test := range map[string]struct {
+	tests := map[string]struct {
 		certs []tls.Certificate
 		ok    bool
 	}{
 		"with certificate":    {[]tls.Certificate{client}, true},
 		"without certificate": {nil, false},
-	} {
-		c, err := tls.Dial("tcp", "127.0.0.1:"+port, &tls.Config{
-			InsecureSkipVerify: true,
-			Certificates:       test.certs,
-			NextProtos:         []string{"h2"},
-		}) //nolint:gosec // this test does not verify the server
-		if err == nil {
-			_, err = c.Read(make([]byte, 5)) // TLS 1.3 reports a rejection with the first read
-			c.Close()
-		}
+	}
 
-		if (err == nil) != test.ok {
-			t.Errorf("%s: %v", name, err)
-		}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			c, err := tls.Dial("tcp", "127.0.0.1:"+port, &tls.Config{
+				InsecureSkipVerify: true, //nolint:gosec // this test does not verify the server
+				Certificates:       test.certs,
+				NextProtos:         []string{"h2"},
+			})
+			if err == nil {
+				_, err = c.Read(make([]byte, 5)) // TLS 1.3 reports a rejection with the first read
+				c.Close()
+			}
+
+			if (err == nil) != test.ok {
+				t.Errorf("error %v", err)
+			}
+		})
 	}
 
 	l.Close()
@@ -315,8 +325,10 @@ func TestBrokenCertificates(t *testing.T) {
 		"--tls-cert-file":      {Cert: "/nonexistent", Key: files.Key, ClientCA: files.ClientCA},
 		"--tls-client-ca-file": {Cert: files.Cert, Key: files.Key, ClientCA: files.Key},
 	} {
-		if _, err := Listen("tcp://127.0.0.1:0", broken); err == nil || !strings.Contains(err.Error(), flag) {
-			t.Errorf("%s: %v", flag, err)
-		}
+		t.Run(flag, func(t *testing.T) {
+			if _, err := Listen("tcp://127.0.0.1:0", broken); err == nil || !strings.Contains(err.Error(), flag) {
+				t.Errorf("error %v, want one with the flag", err)
+			}
+		})
 	}
 }

@@ -71,20 +71,22 @@ func TestErrorsMaskSecrets(t *testing.T) {
 		}
 
 		for kind, err := range map[string]error{
-			"kind":   fmt.Errorf("%s: %w", message, errdefs.ErrPermissionDenied),
-			"none":   errors.New(message),
-			"status": status.Error(codes.NotFound, message),
+			"errdefs": fmt.Errorf("%s: %w", message, errdefs.ErrPermissionDenied),
+			"plain":   errors.New(message),
+			"status":  status.Error(codes.NotFound, message),
 		} {
-			got := maskSecrets(toStatus(err), &runtimeapi.PullImageRequest{Auth: auth})
-			for _, s := range secrets {
-				if strings.Contains(got.Error(), s) {
-					t.Errorf("%s, %s: %v", name, kind, got)
+			t.Run(name+", "+kind, func(t *testing.T) {
+				got := maskSecrets(toStatus(err), &runtimeapi.PullImageRequest{Auth: auth})
+				for _, s := range secrets {
+					if strings.Contains(got.Error(), s) {
+						t.Errorf("secret %q in error %v", s, got)
+					}
 				}
-			}
 
-			if status.Code(got) != status.Code(toStatus(err)) || !strings.Contains(got.Error(), "registry.test") {
-				t.Errorf("%s, %s: %v", name, kind, got)
-			}
+				if status.Code(got) != status.Code(toStatus(err)) || !strings.Contains(got.Error(), "registry.test") {
+					t.Errorf("error %v", got)
+				}
+			})
 		}
 	}
 
