@@ -48,12 +48,14 @@ package: ## deb, rpm and tgz for amd64 and arm64 with SBOM and checksums, dist/
 	VERSION=$(VERSION) hack/package.sh
 pause: ## build the embedded pause programs from their source
 	$(GO) run ./internal/engine/pause/build
-lint: ## golangci-lint, if it is installed
-	golangci-lint run
+lint: ## golangci-lint with .golangci.yml
+	hack/lint.sh
+style: ## measure layout and language against the limits of CONTRIBUTING.md
+	$(GO) run ./hack/style
 clean: ## remove what was built
 	rm -rf bin dist
 deps:
 	hack/install-deps.sh test
 engines: deps
 	hack/docker29.sh && hack/kubernetes.sh kubelet cluster && hack/cni-plugins.sh
-.PHONY: help chaos load hang bench-heartbeat bench-starts audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint clean deps engines
+.PHONY: help chaos load hang bench-heartbeat bench-starts audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint style clean deps engines

@@ -82,7 +82,8 @@ func (r *report) measure(paths []string) error {
 
 // isGenerated reports whether a Go file has the mark of generated code (go help generate).
 func isGenerated(content []byte) bool {
-	return bytes.Contains(content, []byte("\n// Code generated ")) || bytes.HasPrefix(content, []byte("// Code generated "))
+	const mark = "// Code generated "
+	return bytes.HasPrefix(content, []byte(mark)) || bytes.Contains(content, []byte("\n"+mark))
 }
 
 // page looks for banned words in a Markdown page, outside of code and of the table that bans them.

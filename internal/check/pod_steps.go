@@ -304,7 +304,7 @@ func (t *podTest) portForward(ctx context.Context) (string, error) {
 	u.Scheme = strings.Replace(u.Scheme, "http", "ws", 1) // TLS certificates are verified, like in the kubelet
 	u.RawQuery = "port=" + pagePort
 	d := websocket.Dialer{Subprotocols: []string{"v4.channel.k8s.io"}, HandshakeTimeout: eventualTimeout}
-	c, _, err := d.DialContext(ctx, u.String(), nil)
+	c, _, err := d.DialContext(ctx, u.String(), nil) //nolint:bodyclose // the connection owns it
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", r.Url, err)
 	}
@@ -354,7 +354,7 @@ func (t *podTest) remove(ctx context.Context) (string, error) {
 
 	for _, id := range []string{t.podID, t.containerID} {
 		if _, err := t.docker.Inspect(ctx, model.ContainerID(id)); err == nil {
-			return "", fmt.Errorf("Docker still reports container %s", id)
+			return "", fmt.Errorf("container %s still exists in Docker", id)
 		}
 	}
 

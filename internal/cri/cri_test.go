@@ -93,7 +93,7 @@ func TestCreateAndStartFailAtEachStep(t *testing.T) {
 		}
 
 		if c == nil { // the kubelet retries at once
-			if c, err = s.CreateContainer(t.Context(), createRequest(pod, cfg)); err != nil {
+			if _, err := s.CreateContainer(t.Context(), createRequest(pod, cfg)); err != nil {
 				t.Errorf("%s: the retry: %v", step, err)
 			}
 		}

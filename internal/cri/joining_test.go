@@ -45,7 +45,7 @@ func TestFallBackIsTemporary(t *testing.T) {
 
 	w.stray.Store(false)
 	past()
-	if !own() || !own() || !netnsOf(t, s).Status {
+	if first, second := own(), own(); !first || !second || !netnsOf(t, s).Status {
 		t.Error("a successful join does not end the fallback")
 	}
 }

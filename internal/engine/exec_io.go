@@ -52,7 +52,7 @@ func transfer(
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		conn.Close() // ends copyOutput
+		conn.Close() //nolint:errcheck // ends copyOutput
 		<-done
 		return context.Cause(ctx)
 	}

@@ -43,6 +43,7 @@ func withObservation(traces trace.TracerProvider, calls *prometheus.HistogramVec
 			return operation(r.Method, r.URL.Path)
 		}),
 		otelhttp.WithMeterProvider(meters{calls: calls}),
+		//nolint:staticcheck // its replacement, Labeler, does not exist for clients
 		otelhttp.WithMetricAttributesFn(func(r *http.Request) []attribute.KeyValue {
 			return []attribute.KeyValue{operationKey.String(operation(r.Method, r.URL.Path))}
 		}),

@@ -203,7 +203,7 @@ func singlePlugin(b []byte) (*libcni.NetworkConfigList, error) {
 		return nil, fmt.Errorf("%w; the name of a file with a plugin list must end in .conflist", err)
 	}
 
-	list, err := libcni.ConfListFromConf(conf)
+	list, err := libcni.ConfListFromConf(conf) //nolint:staticcheck // older nodes have such files
 	if err != nil {
 		return nil, err
 	}

@@ -143,7 +143,7 @@ func (s *store) apply(event engine.Event) []transition {
 		return nil
 	}
 
-	last := s.sandboxOf(next)
+	var last *model.Sandbox
 	if e.removing != nil {
 		last = e.removing.last
 		e.removing = &removing{object: next, last: last}

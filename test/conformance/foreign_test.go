@@ -163,7 +163,6 @@ type foreignPod struct {
 	checkpoint         string // path as seen by the test process
 	port               int    // host port
 	pids               string // processes of pause and container before the takeover
-	created, started   string
 }
 
 // pod runs a pod of an older shim with a page at a host port.

@@ -12,8 +12,6 @@ import (
 	"cri-dockerd/internal/shell"
 )
 
-func boolean(b bool) *bool { return &b }
-
 // healthy returns the facts of a cluster node without warnings or failures.
 func healthy() *Facts {
 	return &Facts{

@@ -56,7 +56,7 @@ func (s *stream) moveLocked() (int, error) {
 	}
 
 	s.cut = 0
-	held, late := s.putLocked(b, used)
+	late, held := s.putLocked(b, used)
 	if held != nil {
 		return 0, held
 	}
@@ -110,7 +110,7 @@ func (s *stream) moveSpillLocked(b *scratch) (int, error) {
 	}
 
 	s.metrics.spilled.Inc()
-	held, late := s.putLocked(b, 0)
+	late, held := s.putLocked(b, 0)
 	if held != nil {
 		return 0, held
 	}
@@ -123,13 +123,13 @@ func (s *stream) moveSpillLocked(b *scratch) (int, error) {
 
 // putLocked writes a batch of used bytes in the FIFO. If held is not nil, nothing is written and
 // the batch must not be consumed, because there is no descriptor for the log.
-func (s *stream) putLocked(b *scratch, used int) (held error, late bool) {
+func (s *stream) putLocked(b *scratch, used int) (late bool, held error) {
 	late = s.guardLocked(used, func() { held = s.writeLocked(b) })
 	s.changed.notify()
 	if late {
-		return nil, true
+		return true, nil
 	}
-	return held, false
+	return false, held
 }
 
 // guardLocked runs do, an operation on the log of a batch of that many bytes. If do takes longer

@@ -54,7 +54,7 @@ func (c *Client) Watch(ctx context.Context, changed func(Status)) (s Status, end
 		return s, nil, err
 	}
 
-	resp, err := c.http.Do(req)
+	resp, err := c.http.Do(req) //nolint:bodyclose // end closes it
 	if err != nil {
 		return s, nil, err
 	}

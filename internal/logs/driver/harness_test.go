@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -36,8 +35,6 @@ type fakeEngine struct {
 	dir  string
 	http http.Handler
 	n    int64
-	mu   sync.Mutex // guards lines
-	sent []string
 }
 
 func (e *fakeEngine) call(path string, body any) string {

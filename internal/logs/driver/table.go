@@ -87,11 +87,11 @@ const maxFIFOName = 128
 func (t *table) checkFIFO(path string) error {
 	dir, name := filepath.Split(path)
 	if dir != t.fifos+"/" {
-		return fmt.Errorf("File %q: must be a FIFO in %s", text.Clean(path, text.MaxName), t.fifos)
+		return fmt.Errorf("field File: %q: must be a FIFO in %s", text.Clean(path, text.MaxName), t.fifos)
 	}
 
 	if name == "" || len(name) > maxFIFOName || name[0] == '.' || strings.ContainsFunc(name, isInvalidInName) {
-		return fmt.Errorf("File %q: the FIFO's name must have at most %d letters, digits, '-', '_' and '.'",
+		return fmt.Errorf("field File: %q: the FIFO's name must have at most %d letters, digits, '-', '_' and '.'",
 			text.Clean(path, text.MaxName), maxFIFOName)
 	}
 

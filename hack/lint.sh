@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Runs golangci-lint with .golangci.yml. It is built once, from the Go module proxy, and cached in
+# ${XDG_CACHE_HOME:-~/.cache}/cri-dockerd-test.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+version=v2.15.0
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/cri-dockerd-test/lint
+export GOFLAGS=-buildvcs=false
+mkdir -p "$cache"
+exec 9>"$cache.lock"
+flock 9
+
+if [ ! -x "$cache/golangci-lint-$version" ]; then
+	GOBIN=$cache go install -trimpath "github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$version"
+	mv "$cache/golangci-lint" "$cache/golangci-lint-$version"
+fi
+exec "$cache/golangci-lint-$version" run ./...
