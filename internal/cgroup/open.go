@@ -56,8 +56,8 @@ func openat(dir int, name string, flags int) (int, error) {
 	}
 }
 
-// atEnd is the free space, in bytes of a page, by which a read detects the end of a file. The
-// kernel returns as many lines as fit into one page.
+// atEnd is the minimum size, in bytes, of a read before the end of a file: a shorter read has
+// reached the end. The kernel returns as many lines as fit into a page.
 const atEnd = 2048
 
 // maxFile limits the files read by Read, in bytes.

@@ -72,7 +72,7 @@ type Throttling struct {
 	Time               uint64 // nanoseconds
 }
 
-// Device counts the I/O of one block device, bypassing the page cache.
+// Device counts the I/O of one block device, below the page cache.
 type Device struct {
 	Major, Minor          uint32
 	ReadBytes, WriteBytes uint64

@@ -176,8 +176,8 @@ func (w *Walker) enter(top *level) error {
 	}
 
 	var st unix.Stat_t
-	// A subvolume of btrfs is not a mount. It has its own device, with inode numbers of another
-	// one.
+	// A subvolume of btrfs is not a mount. It has its own device, and its inode numbers overlap
+	// with those of other subvolumes.
 	if err := unix.Fstat(fd, &st); err != nil || uint64(st.Dev) != w.dev {
 		_ = unix.Close(fd)
 		return nil

@@ -60,7 +60,7 @@ const (
 type Reader struct {
 	kernel cgroup.Kernel
 	disks  disks
-	limit  func(pid int) (uint64, error) // softLimit, except in tests
+	limit  func(pid int) (uint64, error) // readSoftLimit, except in tests
 
 	mu     sync.Mutex // guards the fields below
 	tracks map[key]*track
