@@ -218,6 +218,7 @@ func serviceCases() []broken {
 			f.Logs.Problem, f.Logs.PID = Refused, 0
 			f.Daemon.Conditions[0] = Condition{"RuntimeReady", false, "LogDriverNotReady", "stopped"}
 		}},
+
 		{"runtime not ready", "runtime-ready", func(f *Facts) {
 			f.Daemon.Conditions[0] = Condition{"RuntimeReady", false, "DockerNotReady", "reading all containers"}
 		}},
@@ -229,6 +230,7 @@ func serviceCases() []broken {
 			f.Daemon.Conditions[3] = Condition{"PodNetworkNamespaces", false, "CreatedByEngine",
 				"the pause may not join"}
 		}},
+
 		{"loopback down", "streaming", func(f *Facts) {
 			f.Daemon.Streaming.Error, f.Daemon.Streaming.LoopbackDown = "network is unreachable", true
 		}},
@@ -316,6 +318,7 @@ func kubeletCases() []broken {
 		{"removed flag, version unknown", "kubelet-flags", func(f *Facts) {
 			f.Kubelet.Flags, f.Kubelet.Version, f.Kubelet.Minor = []Flag{{"network-plugin", "cni", flagsEnv}}, "", 0
 		}},
+
 		{"kubelet uses containerd, set by flag", "kubelet-endpoint", func(f *Facts) {
 			f.Kubelet.Flags = []Flag{{"container-runtime-endpoint", "unix:///run/containerd/containerd.sock", flagsEnv}}
 		}},
@@ -329,9 +332,11 @@ func kubeletCases() []broken {
 			f.Kubelet.Config.ContainerRuntimeEndpoint, f.Kubelet.Version, f.Kubelet.Minor = "", "v1.25.1", 25
 			f.Kubelet.Config.CgroupDriver = "systemd"
 		}},
+
 		{"two CRI sockets before kubeadm init", "cri-sockets", func(f *Facts) {
 			f.Kubelet = Kubelet{Present: true, Version: "v1.36.3", Minor: 36, Kubeadm: true}
 		}},
+
 		{"different cgroup drivers", "cgroup-driver", func(f *Facts) {
 			f.Engine.CgroupDriver, f.Kubelet.Version, f.Kubelet.Minor = "cgroupfs", "v1.27.4", 27
 		}},
@@ -347,6 +352,7 @@ func kubeletCases() []broken {
 			f.Node.CgroupV1, f.Kubelet.Minor, f.Kubelet.Version = true, 33, "v1.33.1"
 			f.Kubelet.Flags = []Flag{{"fail-cgroupv1", "true", flagsEnv}}
 		}},
+
 		{"swap", "swap", func(f *Facts) { f.Node.Swaps = []string{"/swapfile"} }},
 		{"swap before kubeadm init", "swap", func(f *Facts) {
 			f.Kubelet = Kubelet{Present: true, Version: "v1.36.3", Minor: 36}

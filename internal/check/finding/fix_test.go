@@ -68,6 +68,7 @@ func TestDropFlags(t *testing.T) {
 			got := fixFile(t, c.before+"\n", func(file string) shell.Line {
 				return dropFlags([]string{file}, "network-plugin", "container-runtime")
 			})
+
 			if diff := cmp.Diff(c.after+"\n", got); diff != "" {
 				t.Error(diff)
 			}
@@ -85,6 +86,7 @@ func TestSetKubelet(t *testing.T) {
 			got := fixFile(t, before, func(file string) shell.Line {
 				return (&Facts{Kubelet: Kubelet{ConfigFile: file}}).setKubelet("failSwapOn", "false", "fail-swap-on")
 			})
+
 			if diff := cmp.Diff(after, got); diff != "" {
 				t.Error(diff)
 			}
@@ -101,6 +103,7 @@ func TestAddKubeletFlag(t *testing.T) {
 	} {
 		t.Run(before, func(t *testing.T) {
 			got := fixFile(t, before, func(file string) shell.Line { return addKubeletFlag(file, "--a=b") })
+
 			if diff := cmp.Diff(after, got); diff != "" {
 				t.Error(diff)
 			}
