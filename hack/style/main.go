@@ -86,7 +86,7 @@ func isGenerated(content []byte) bool {
 	return bytes.HasPrefix(content, []byte(mark)) || bytes.Contains(content, []byte("\n"+mark))
 }
 
-// page looks for banned words in a Markdown page, outside of code and of the table that bans them.
+// page finds banned words in a Markdown page, outside of code and of the table that bans them.
 func (r *report) page(path, content string) {
 	if isQuoted(path) {
 		return
@@ -121,7 +121,7 @@ func withoutCode(line string) string {
 	return kept.String()
 }
 
-// print shows the figures beside their limits and reports whether all hold.
+// print writes the values with their limits and reports whether all hold.
 func (r *report) print() bool {
 	dense := float64(r.dense) / float64(max(r.functions, 1))
 	pronouns := 1000 * float64(r.pronouns) / float64(max(r.words, 1))

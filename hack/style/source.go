@@ -119,7 +119,7 @@ func (r *report) comments(s *source) {
 	}
 }
 
-// names looks for banned words in the names that a file declares and in its messages.
+// names finds banned words in the names that a file declares and in its messages.
 func (r *report) names(s *source) {
 	isTest := strings.HasSuffix(s.path, "_test.go") || strings.HasPrefix(s.path, "hack/style/")
 	imports := map[*ast.BasicLit]bool{}
@@ -153,7 +153,7 @@ func (s *source) declares(id *ast.Ident) bool {
 	return false
 }
 
-// name looks for banned words in a name, split at its capitals.
+// name finds banned words in a name, split at its capitals.
 func (r *report) name(path string, line int, name string) {
 	start := 0
 	for i, c := range name + "A" {

@@ -52,8 +52,8 @@ func transfer(
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		conn.Close() //nolint:errcheck // ends copyOutput
-		<-done
+		_ = conn.Conn.Close() // ends copyOutput
+		<-done //nolint:errcheck // the cause of the cancellation matters
 		return context.Cause(ctx)
 	}
 }

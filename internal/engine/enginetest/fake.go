@@ -27,8 +27,8 @@ import (
 // PauseRef is the name of the sandbox image of a Fake.
 const PauseRef = "fake.local/pause:1"
 
-// Fake is an in-memory engine. Its containers pass through translate.Read, like the responses of a real
-// engine.
+// Fake is an in-memory engine. Its containers pass through translate.Read, like the responses of a
+// real engine.
 type Fake struct {
 	// Fault is called before and after each operation ("create", "start", …). If it returns an
 	// error, the operation fails with this error.
