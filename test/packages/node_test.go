@@ -359,7 +359,7 @@ func (m machine) removeAndInstall(t *testing.T, p *pod) {
 	p.checkRunning(t, "install again")
 
 	out = m.apt(t, "purge", "cri-dockerd")
-	if !strings.Contains(out, "/run/cri-dockerd stays") {
+	if !strings.Contains(out, "kept /run/cri-dockerd") {
 		t.Errorf("purge does not report the remaining resources: %s", out)
 	}
 
