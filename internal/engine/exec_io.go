@@ -53,7 +53,7 @@ func transfer(
 		return err
 	case <-ctx.Done():
 		_ = conn.Conn.Close() // ends copyOutput
-		<-done //nolint:errcheck // the cause of the cancellation matters
+		<-done                //nolint:errcheck // the cause of the cancellation matters
 		return context.Cause(ctx)
 	}
 }
