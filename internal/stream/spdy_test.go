@@ -42,7 +42,8 @@ func dialSPDY(t *testing.T, raw, protocol string) (session httpstream.Connection
 	return session, nc
 }
 
-// upgradeSPDY returns an upgraded connection before its first SPDY frame.
+// upgradeSPDY returns an upgraded connection before its first SPDY frame. Its deadline turns a hang
+// into a failure of the test in question.
 func upgradeSPDY(t testing.TB, raw, protocol string) net.Conn {
 	t.Helper()
 	u, err := url.Parse(raw)
@@ -56,6 +57,10 @@ func upgradeSPDY(t testing.TB, raw, protocol string) net.Conn {
 	}
 
 	t.Cleanup(func() { nc.Close() })
+	if err := nc.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+
 	if u.Scheme == "https" {
 		nc = tls.Client(nc, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // a certificate of the test
 	}
