@@ -4,6 +4,7 @@ export GOFLAGS ?= -buildvcs=false
 VERSION ?= 1.0.0-dev
 COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 BIN ?= bin/cri-dockerd
+PREFIX ?= /usr/local
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 build: ## the static binary, bin/cri-dockerd
@@ -44,8 +45,12 @@ load: engines ; $(GO) run ./test/bench load -pods $(or $(PODS),250) ## PODS (250
 hang: engines ; $(GO) test -count=1 -v -timeout 30m ./test/conformance -run 'TestHanging|TestForwardsToAnUnacceptingPort' -strict ## the times of other objects while one hangs; a quiet machine
 limits: engines ## 110 pods on both engines while root's pipe pages and inotify instances are used up
 	$(GO) test -count=1 -v -timeout 30m ./test/packages -run TestKernelLimits -limit-pods 110
-package: ## deb, rpm and tgz for amd64 and arm64 with SBOM and checksums, dist/
-	VERSION=$(VERSION) hack/package.sh
+install: ## install the built program, units, man page and completions; PREFIX (/usr/local), DESTDIR, UNITDIR
+	DESTDIR="$(DESTDIR)" UNITDIR="$(UNITDIR)" ./install.sh --program $(BIN) --prefix $(PREFIX)
+uninstall: ## remove the files of make install
+	DESTDIR="$(DESTDIR)" UNITDIR="$(UNITDIR)" ./install.sh --uninstall --prefix $(PREFIX)
+package: ## deb, rpm and tgz for amd64 and arm64 with SBOM and checksums, dist/; MAINTAINER='name <address>'
+	VERSION='$(VERSION)' MAINTAINER='$(MAINTAINER)' hack/package.sh
 pause: ## build the embedded pause programs from their source
 	$(GO) run ./internal/engine/pause/build
 lint: ## golangci-lint with .golangci.yml
@@ -58,4 +63,4 @@ deps:
 	hack/install-deps.sh test
 engines: deps
 	hack/docker29.sh && hack/kubernetes.sh kubelet cluster && hack/cni-plugins.sh
-.PHONY: help chaos load hang bench-heartbeat bench-starts audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint style clean deps engines
+.PHONY: help install uninstall chaos load hang bench-heartbeat bench-starts audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint style clean deps engines

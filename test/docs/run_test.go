@@ -77,7 +77,9 @@ func prepareNode(t *testing.T) *nodes.Node {
 		t.Fatal(err)
 	}
 
-	n.Copy(t, filepath.Join(root, "deploy/package/default"), "/root/cri-dockerd/deploy/package/default")
+	for _, name := range []string{"Makefile", "install.sh", "deploy/package/default"} {
+		n.Copy(t, filepath.Join(root, name), "/root/cri-dockerd/"+name)
+	}
 	for _, u := range units {
 		n.Copy(t, u, "/root/cri-dockerd/deploy/systemd/"+filepath.Base(u))
 	}

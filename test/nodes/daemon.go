@@ -45,7 +45,8 @@ var buildPackage = sync.OnceValues(func() (string, error) {
 	defer os.RemoveAll(dir)
 
 	cmd := exec.Command(filepath.Join(root, "hack/package.sh"))
-	cmd.Env = append(os.Environ(), "VERSION=1.0.0-dev", "ARCHES="+runtime.GOARCH, "OUT="+dir)
+	cmd.Env = append(os.Environ(), "VERSION=1.0.0-dev", "MAINTAINER=Tests <tests@cri-dockerd.example.org>",
+		"ARCHES="+runtime.GOARCH, "OUT="+dir)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("hack/package.sh: %w\n%s", err, out)
 	}

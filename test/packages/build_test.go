@@ -30,6 +30,9 @@ const (
 	second = "1.0.0"
 )
 
+// maintainer is the maintainer in the metadata of the built packages.
+const maintainer = "O'Tests: packages <tests@cri-dockerd.example.org>"
+
 // outputDir is the output directory of package builds, shared by all tests.
 var outputDir string
 
@@ -70,7 +73,7 @@ func packaged(t *testing.T, version, arch string) string {
 // build runs the build script of a source tree.
 func build(root, out string, env ...string) error {
 	cmd := exec.Command(filepath.Join(root, "hack/package.sh"))
-	cmd.Env = append(os.Environ(), append(env, "OUT="+out)...)
+	cmd.Env = append(append(os.Environ(), "MAINTAINER="+maintainer, "OUT="+out), env...)
 	if msg, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("hack/package.sh: %w\n%s", err, msg)
 	}
@@ -151,6 +154,7 @@ func TestDeb(t *testing.T) {
 	for field, want := range map[string]string{
 		"Package": "cri-dockerd", "Architecture": runtime.GOARCH, "Version": "1.0.0~dev-1",
 		"Depends": "docker.io | docker-ce | moby-engine", "Recommends": "containernetworking-plugins",
+		"Maintainer": maintainer,
 	} {
 		if got := strings.TrimSpace(run(t, "dpkg-deb", "-f", deb, field)); got != want {
 			t.Errorf("%s: %q, want %q", field, got, want)
@@ -210,7 +214,7 @@ func TestRPM(t *testing.T) {
 // TestArchive checks the tgz: a directory with the program and nothing else, as expected by
 // installers of the older shim.
 func TestArchive(t *testing.T) {
-	f, err := os.Open(onlyFile(t, packaged(t, first, runtime.GOARCH), "*.tgz"))
+	f, err := os.Open(onlyFile(t, packaged(t, first, runtime.GOARCH), "*."+runtime.GOARCH+".tgz"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -317,7 +321,7 @@ func linked(t *testing.T, program string) (all []string) {
 func TestSBOM(t *testing.T) {
 	dir := packaged(t, first, runtime.GOARCH)
 	root := t.TempDir()
-	run(t, "tar", "-xzf", onlyFile(t, dir, "*.tgz"), "-C", root)
+	run(t, "tar", "-xzf", onlyFile(t, dir, "*."+runtime.GOARCH+".tgz"), "-C", root)
 	b, err := os.ReadFile(onlyFile(t, dir, "*.sbom.cdx.json"))
 	if err != nil {
 		t.Fatal(err)
@@ -346,7 +350,7 @@ func TestSBOM(t *testing.T) {
 
 func TestChecksums(t *testing.T) {
 	dir := packaged(t, first, runtime.GOARCH)
-	if sums := sums(t, dir); len(sums) != 4 {
+	if sums := sums(t, dir); len(sums) != 6 {
 		t.Errorf("%d files: %v", len(sums), sums)
 	} else {
 		for name, sum := range sums {
@@ -386,7 +390,7 @@ func TestReproducible(t *testing.T) {
 	}
 
 	for _, name := range []string{"cmd", "internal", "deploy", "hack", "go.mod", "go.sum", "Makefile", "README.md",
-		"CHANGELOG.md", "LICENSE"} {
+		"CHANGELOG.md", "LICENSE", "install.sh"} {
 		run(t, "cp", "-r", filepath.Join("../..", name), root)
 	}
 

@@ -340,6 +340,8 @@ func TestNodeLifecycle(t *testing.T) {
 	if out, _ := m.Try("systemctl", "list-units", "--all", "--plain", "--no-legend", "cri-docker*"); out != "" {
 		t.Errorf("after purge: %s", out)
 	}
+
+	m.installFromRelease(t)
 }
 
 // removeAndInstall removes, installs and purges the package while the pod runs.
