@@ -53,7 +53,7 @@ package: ## deb, rpm and tgz for amd64 and arm64 with SBOM and checksums, dist/;
 	VERSION='$(VERSION)' MAINTAINER='$(MAINTAINER)' hack/package.sh
 pause: ## build the embedded pause programs from their source
 	$(GO) run ./internal/engine/pause/build
-lint: ## golangci-lint with .golangci.yml
+lint: ## golangci-lint with .golangci.yml, and deadcode
 	hack/lint.sh
 style: ## measure layout and language against the limits of CONTRIBUTING.md
 	$(GO) run ./hack/style

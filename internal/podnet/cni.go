@@ -17,10 +17,6 @@ import (
 	"cri-dockerd/internal/keylock"
 )
 
-// DefaultBinDirs returns the default directories of plugins: the CNI convention, and Debian's
-// package.
-func DefaultBinDirs() []string { return []string{"/opt/cni/bin", "/usr/lib/cni"} }
-
 // CNIConfig holds the paths and dependencies of a CNI network.
 type CNIConfig struct {
 	ConfDir  string   // of network configurations

@@ -48,28 +48,6 @@ func Clean(s string, limit int) string {
 	return b.String()
 }
 
-// Valid returns s as valid UTF-8 of at most limit bytes and keeps every valid character, for
-// clients comparing byte by byte. Invalid bytes become U+FFFD.
-func Valid(s string, limit int) string {
-	if len(s) > limit {
-		s = s[:limit]
-		for i := 0; i < utf8.UTFMax && s != ""; i++ { // drop a partial character
-			if r, size := utf8.DecodeLastRuneInString(s); r != utf8.RuneError || size != 1 {
-				break
-			}
-			s = s[:len(s)-1]
-		}
-	}
-
-	s = strings.ToValidUTF8(s, "\uFFFD")
-	for len(s) > limit { // a replacement is longer than the replaced byte
-		_, size := utf8.DecodeLastRuneInString(s)
-		s = s[:len(s)-size]
-	}
-
-	return s
-}
-
 func isClean(s string) bool {
 	if !utf8.ValidString(s) {
 		return false

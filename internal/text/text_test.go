@@ -33,27 +33,6 @@ func TestClean(t *testing.T) {
 	}
 }
 
-func TestValid(t *testing.T) {
-	tests := []struct {
-		in    string
-		limit int
-		want  string
-	}{
-		{"\x1bkept", 10, "\x1bkept"},
-		{"äöü", 5, "äö"},
-		{"a\xff", 10, "a\uFFFD"},
-		{"aaa\xff", 4, "aaa"},
-	}
-
-	for _, c := range tests {
-		t.Run(c.in, func(t *testing.T) {
-			if got := Valid(c.in, c.limit); got != c.want {
-				t.Errorf("Valid(%q, %d) = %q, want %q", c.in, c.limit, got, c.want)
-			}
-		})
-	}
-}
-
 func FuzzClean(f *testing.F) {
 	f.Add("x\xff\x1b\u202e", 3)
 	f.Add(strings.Repeat("ä", 100), 50)
@@ -62,13 +41,12 @@ func FuzzClean(f *testing.F) {
 			return
 		}
 
-		for _, got := range []string{Clean(s, limit), Valid(s, limit)} {
-			if !utf8.ValidString(got) || len(got) > limit {
-				t.Errorf("%q of %d bytes from %q with limit %d", got, len(got), s, limit)
-			}
+		got := Clean(s, limit)
+		if !utf8.ValidString(got) || len(got) > limit {
+			t.Errorf("%q of %d bytes from %q with limit %d", got, len(got), s, limit)
 		}
 
-		if Clean(Clean(s, limit), limit) != Clean(s, limit) {
+		if Clean(got, limit) != got {
 			t.Errorf("Clean is not stable for %q, %d", s, limit)
 		}
 	})

@@ -20,7 +20,6 @@ import (
 
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/model"
-	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/translate"
 )
 
@@ -214,7 +213,7 @@ func (m *measurement) fill(ctx context.Context) error {
 // loadNetwork loads the daemon's network configuration, so that the floor runs the same plugins,
 // but with its own cache.
 func (m *measurement) loadNetwork(context.Context) error {
-	dirs := podnet.DefaultBinDirs()
+	dirs := defaultBinDirs()
 	attached, err := libcni.NewCNIConfigWithCacheDir(dirs, filepath.Dir(m.Cache), nil).GetCachedAttachments("")
 	if err != nil {
 		return err

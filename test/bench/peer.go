@@ -17,7 +17,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/engine/pause"
-	"cri-dockerd/internal/podnet"
 	"cri-dockerd/test/engines"
 	"cri-dockerd/test/registry"
 )
@@ -69,7 +68,7 @@ func startPeer(ctx context.Context, h *harness, e *engines.Engine) *streamTarget
 	engines.Build(h, wrapper, "cri-dockerd/test/engines/helper", "-X main.runc="+filepath.Join(bin, "runc"), false)
 	images := peerImages(ctx, h, e)
 	var plugins []string
-	for _, d := range podnet.DefaultBinDirs() {
+	for _, d := range defaultBinDirs() {
 		plugins = append(plugins, fmt.Sprintf("%q", d))
 	}
 
@@ -166,3 +165,7 @@ func peerNetNS(ctx context.Context, runtime runtimeapi.RuntimeServiceClient, pod
 
 	return "", fmt.Errorf("pod %s has no network namespace", pod)
 }
+
+// defaultBinDirs returns the default directories of plugins: the CNI convention, and Debian's
+// package.
+func defaultBinDirs() []string { return []string{"/opt/cni/bin", "/usr/lib/cni"} }

@@ -291,9 +291,6 @@ func (n *Node) Run(tb engines.TB, name string, args ...string) string {
 // Path returns the path of a node's file in the mount namespace of the test.
 func (n *Node) Path(inside string) string { return "/proc/" + n.pid + "/root" + inside }
 
-// NetNS returns the path of the node's network namespace.
-func (n *Node) NetNS() string { return "/proc/" + n.pid + "/ns/net" }
-
 // WriteFile writes a file in the node and creates its parent directories.
 func (n *Node) WriteFile(tb engines.TB, path, content string, mode os.FileMode) {
 	tb.Helper()
