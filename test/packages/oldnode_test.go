@@ -188,7 +188,8 @@ func (m machine) checkWatchdog(t *testing.T) {
 // kubespray runs the program of the tgz in kubespray's units.
 func (m machine) kubespray(t *testing.T) {
 	t.Helper()
-	m.Copy(t, onlyFile(t, packaged(t, first, runtime.GOARCH), "*.tgz"), "/tmp/cri-dockerd.tgz")
+	m.Copy(t, onlyFile(t, packaged(t, first, runtime.GOARCH), "*."+runtime.GOARCH+".tgz"),
+		"/tmp/cri-dockerd.tgz")
 	m.Run(t, "tar", "-xzf", "/tmp/cri-dockerd.tgz", "-C", "/usr/bin", "--strip-components=1", "cri-dockerd/cri-dockerd")
 	m.WriteFile(t, "/etc/systemd/system/cri-dockerd.service", kubesprayService, 0o644)
 	m.WriteFile(t, "/etc/systemd/system/cri-dockerd.socket", kubespraySocket, 0o644)
