@@ -192,3 +192,14 @@ func TestNothingOvertakesAChunk(t *testing.T) {
 		t.Errorf("%v, %q", err, h.sent)
 	}
 }
+
+// TestExitAddsSpace lets the command exit after a write found no space. Its client stays connected.
+func TestExitAddsSpace(t *testing.T) {
+	for _, blocks := range []bool{true, false} {
+		s := &outputs{ctx: t.Context(), conn: &conn{}, log: discard, blocks: blocks, stall: time.Minute}
+		s.exited.Store(true)
+		if err := s.waitForSpace(&output{session: s}, false); err != nil {
+			t.Errorf("blocks %t: the client is disconnected although the exit added space: %v", blocks, err)
+		}
+	}
+}

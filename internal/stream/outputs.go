@@ -65,9 +65,12 @@ func (s *outputs) add(to io.Writer) io.Writer {
 }
 
 // waitForSpace waits until the client has read some output. Without progress it returns
-// errClientTooSlow.
-func (s *outputs) waitForSpace(o *output) error {
-	if !s.blocks || s.exited.Load() {
+// errClientTooSlow. exited is the state in which there was no space: a later exit adds some.
+func (s *outputs) waitForSpace(o *output, exited bool) error {
+	if s.exited.Load() != exited {
+		return nil
+	}
+	if !s.blocks || exited {
 		return s.disconnect()
 	}
 

@@ -114,10 +114,11 @@ const spillSize = maxSpill + engine.MaxTrailingOutput
 // on the session.
 func (o *output) Write(p []byte) (n int, err error) {
 	for n < len(p) {
-		accepted, err := o.put(p[n:])
+		exited := o.session.exited.Load()
+		accepted, err := o.put(p[n:], exited)
 		n += accepted
 		if err == nil && accepted == 0 {
-			err = o.session.waitForSpace(o)
+			err = o.session.waitForSpace(o, exited)
 		}
 
 		if err != nil {
@@ -128,9 +129,9 @@ func (o *output) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// put buffers as much of p as possible.
-func (o *output) put(p []byte) (int, error) {
-	exited := o.session.exited.Load()
+// put sends or buffers as much of p as possible. After the exit of the command the limits include its
+// remaining output.
+func (o *output) put(p []byte, exited bool) (int, error) {
 	o.mu.Lock()
 	if o.err != nil {
 		defer o.mu.Unlock()
