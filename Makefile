@@ -51,6 +51,8 @@ uninstall: ## remove the files of make install
 	DESTDIR="$(DESTDIR)" UNITDIR="$(UNITDIR)" ./install.sh --uninstall --prefix $(PREFIX)
 package: ## deb, rpm and tgz for amd64 and arm64 with SBOM and checksums, dist/; MAINTAINER='name <address>'
 	VERSION='$(VERSION)' MAINTAINER='$(MAINTAINER)' hack/package.sh
+repo: ## apt and rpm repositories with the packages of dist/, dist/repo; GPG_KEY=key, or none for no signatures
+	GPG_KEY='$(GPG_KEY)' PACKAGES='$(PACKAGES)' OUT='$(OUT)' hack/repo.sh
 pause: ## build the embedded pause programs from their source
 	$(GO) run ./internal/engine/pause/build
 lint: ## golangci-lint with .golangci.yml, and deadcode
@@ -63,4 +65,4 @@ deps:
 	hack/install-deps.sh test
 engines: deps
 	hack/docker29.sh && hack/kubernetes.sh kubelet cluster && hack/cni-plugins.sh
-.PHONY: help install uninstall chaos load hang bench-heartbeat bench-starts audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint style clean deps engines
+.PHONY: help install uninstall repo chaos load hang bench-heartbeat bench-starts audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint style clean deps engines

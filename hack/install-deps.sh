@@ -2,7 +2,10 @@
 # Installs what is missing from the distribution's packages for the demo (no argument) or for all tests ("test").
 set -euo pipefail
 packages="docker.io containernetworking-plugins iptables iproute2 ca-certificates"
-[ "${1:-}" = test ] && packages="$packages busybox-static gcc libc6-dev pkg-config libseccomp-dev util-linux procps qemu-user-static systemd dbus man-db lintian rpm rpmlint curl"
+if [ "${1:-}" = test ]; then
+	packages="$packages busybox-static gcc libc6-dev pkg-config libseccomp-dev util-linux procps qemu-user-static"
+	packages="$packages systemd dbus man-db curl lintian rpm rpmlint apt-utils createrepo-c gnupg"
+fi
 missing=
 for p in $packages; do
 	[ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || missing="$missing $p"

@@ -342,6 +342,7 @@ func TestNodeLifecycle(t *testing.T) {
 	}
 
 	m.installFromRelease(t)
+	m.installFromRepository(t)
 }
 
 // removeAndInstall removes, installs and purges the package while the pod runs.
