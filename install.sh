@@ -130,7 +130,7 @@ fetch() {
 		if command -v curl >/dev/null; then
 			message=$(curl -fsSL --proto =http,https --retry 2 -o "$tmp/$2" "$url" 2>&1) || fail "download $url: $message"
 		elif command -v wget >/dev/null; then
-			message=$(wget -nv -O "$tmp/$2" "$url" 2>&1) || fail "download $url: $message"
+			message=$(wget -nv --tries=3 -O "$tmp/$2" "$url" 2>&1) || fail "download $url: $message"
 		else
 			fail "download $url: neither curl nor wget is installed"
 		fi
@@ -228,8 +228,7 @@ missing_directories() {
 
 # place MODE SOURCE FILE: installs a file atomically. A running program keeps its old file.
 place() {
-	mkdir -p "$DESTDIR${3%/*}"
-	install -m "$1" "$2" "$DESTDIR$3.new" && mv -f "$DESTDIR$3.new" "$DESTDIR$3" || {
+	mkdir -p "$DESTDIR${3%/*}" && install -m "$1" "$2" "$DESTDIR$3.new" && mv -f "$DESTDIR$3.new" "$DESTDIR$3" || {
 		rm -f "$DESTDIR$3.new"
 		fail "install $DESTDIR$3: see the message above"
 	}

@@ -34,6 +34,7 @@ else
 	key=$fingerprint
 fi
 
+[ ! -e "$out" ] || [ -d "$out/deb/dists" ] || fail "$out exists and is not a repository of this script; remove it"
 mkdir -p "$(dirname "$out")"
 repo=$(mktemp -d "$out.XXXXXX")
 trap 'rm -rf "$repo"' EXIT

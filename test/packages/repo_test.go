@@ -266,6 +266,12 @@ func TestRepositoryKey(t *testing.T) {
 	}
 
 	repo := repository(t, home, "none")
+	cmd := exec.Command("../../hack/repo.sh")
+	cmd.Env = append(os.Environ(), "GPG_KEY=none", "PACKAGES="+packaged(t, first, runtime.GOARCH), "OUT="+home)
+	if out, err := cmd.CombinedOutput(); err == nil || !bytes.Contains(out, []byte(home+" exists")) {
+		t.Errorf("output to a foreign directory: %v\n%s", err, out)
+	}
+
 	key := filepath.Join(t.TempDir(), "absent.asc")
 	if _, out, err := download(t, repo, key); err == nil || !strings.Contains(out, "is not signed") {
 		t.Errorf("unsigned repository: %v\n%s", err, out)
