@@ -129,8 +129,8 @@ func (o *output) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// put sends or buffers as much of p as possible. After the exit of the command the limits include its
-// remaining output.
+// put sends or buffers as much of p as possible. After the exit of the command the limits include
+// its remaining output.
 func (o *output) put(p []byte, exited bool) (int, error) {
 	o.mu.Lock()
 	if o.err != nil {
