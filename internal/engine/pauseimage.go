@@ -50,7 +50,7 @@ func (e *Engine) embeddedPause(ctx context.Context) (model.PauseImage, error) {
 	}
 
 	if id := e.pauseID.Load(); id != nil && e.images.get(string(*id)) != nil { // image events keep the list up to date
-		return model.PauseImage{Source: string(*id), Name: img.Ref}, nil
+		return embeddedImage(*id, img), nil
 	}
 
 	unlock, err := e.loading.Lock(ctx, allKeys) // Docker 29 rejects concurrent loads of one image
@@ -71,7 +71,11 @@ func (e *Engine) embeddedPause(ctx context.Context) (model.PauseImage, error) {
 	e.pauseID.Store(&id)
 	e.images.invalidate(id) // the next list marks it as pinned
 
-	return model.PauseImage{Source: string(id), Name: img.Ref}, nil
+	return embeddedImage(id, img), nil
+}
+
+func embeddedImage(id model.ImageID, img pause.Image) model.PauseImage {
+	return model.PauseImage{Source: string(id), Name: img.Ref, Seccomp: pause.Seccomp}
 }
 
 // loadPause loads the embedded pause image and returns its ID.

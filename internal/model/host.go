@@ -21,6 +21,8 @@ type Host struct {
 	DefaultRuntime  string
 	Runtimes        []string // configured OCI runtimes, sorted
 	SecurityOptions []string // names only: "apparmor", "seccomp", "selinux", "rootless", "userns"
+	DefaultRunc     bool     // the program of the default runtime is runc or a wrapper of it
+	BuiltinSeccomp  bool     // the default seccomp profile is Docker's own, not the operator's
 	CDI             bool     // the engine supports the Container Device Interface
 	LiveRestore     bool
 	LogDriver       string // default of the engine

@@ -22,11 +22,12 @@ type Sandbox struct {
 	StartedAt      time.Time // of the pause process; zero before its start
 	FinishedAt     time.Time // of the pause process; zero while it runs
 	Running        bool      // the pause process runs
-	Restarted      bool      // the pause process was started again, so the pod's namespaces are lost
-	NeverStarted   bool      // created, and the pause process has not run
-	Pid            int       // of the pause process; 0 if it does not run
-	NetworkMode    string
-	HostUsers      bool // runs in the node's user namespace although the engine maps users
+	// the pause process was started again, so the pod's namespaces are lost
+	Restarted    bool
+	NeverStarted bool // created, and the pause process has not run
+	Pid          int  // of the pause process; 0 if it does not run
+	NetworkMode  string
+	HostUsers    bool // runs in the node's user namespace although the engine maps users
 	// OwnNetNS is set if the pause joined a network namespace of this program. NetworkMode is
 	// "host" then.
 	OwnNetNS       bool
@@ -86,4 +87,6 @@ func (s *Sandbox) EngineNetwork() bool {
 type PauseImage struct {
 	Source string // a name or an ID that the engine accepts
 	Name   string // for users
+	// Seccomp is a profile that is stricter than the engine's default, "" for none.
+	Seccomp string
 }

@@ -1,6 +1,8 @@
 package translate
 
 import (
+	"cmp"
+	"path"
 	"slices"
 	"strings"
 
@@ -41,11 +43,23 @@ func ReadHost(in system.Info, apiVersion string, minOOM int) model.Host {
 	}
 
 	slices.Sort(h.Runtimes)
+	h.DefaultRunc = isRunc(cmp.Or(in.Runtimes[in.DefaultRuntime].Path, in.DefaultRuntime))
 	for _, o := range in.SecurityOptions {
 		// "name=seccomp,profile=default"; very old engines give the bare name
-		first, _, _ := strings.Cut(strings.TrimPrefix(o, "name="), ",")
+		first, rest, _ := strings.Cut(strings.TrimPrefix(o, "name="), ",")
 		h.SecurityOptions = append(h.SecurityOptions, first)
+		if first == "seccomp" { // "default" before Engine 23
+			h.BuiltinSeccomp = rest == "profile=builtin" || rest == "profile=default"
+		}
 	}
 
 	return h
+}
+
+// isRunc reports whether an OCI runtime's program, or a runtime's name without a program, is runc
+// or a wrapper of it.
+func isRunc(program string) bool {
+	base := path.Base(program)
+	return strings.HasPrefix(base, "runc") || strings.HasPrefix(base, "nvidia-container-runtime") ||
+		base == "io.containerd.runc.v2"
 }

@@ -161,16 +161,30 @@ func setSandboxSecurity(c *Create, sc *runtimeapi.LinuxSandboxSecurityContext, o
 	c.Host.ReadonlyRootfs = sc.GetReadonlyRootfs()
 	c.Config.User = processUser(sc.GetRunAsUser(), sc.GetRunAsGroup(), "")
 	c.Host.GroupAdd = groups(sc.GetSupplementalGroups())
-	opts, err := securityOptions(securityInput{
+	in := securityInput{
 		seccomp:  sandboxSeccomp(sc),
 		apparmor: sc.GetApparmor(),
 		selinux:  sc.GetSelinuxOptions(),
 		profile:  o.SeccompProfile,
-	}, o.Host)
+	}
+	if in.seccomp.GetProfileType() == runtimeapi.SecurityProfile_RuntimeDefault && o.hasPauseProfile() {
+		in.seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost}
+		in.profile = o.Image.Seccomp
+	}
+
+	opts, err := securityOptions(in, o.Host)
 
 	c.Host.SecurityOpt = append(c.Host.SecurityOpt, opts...)
 
 	return err
+}
+
+// hasPauseProfile reports whether the pause image's own seccomp profile can replace Docker's
+// default profile. Profiles of the operator stay in force, and other OCI runtimes may need more
+// system calls than runc.
+func (o SandboxOptions) hasPauseProfile() bool {
+	isDefault := o.RuntimeHandler == "" || o.RuntimeHandler == o.Host.DefaultRuntime
+	return o.Image.Seccomp != "" && o.Host.BuiltinSeccomp && isDefault && o.Host.DefaultRunc
 }
 
 // cgroupParent returns a cgroup parent in the engine's form. With the systemd driver it is the name

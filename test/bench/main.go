@@ -47,6 +47,7 @@ var commands = map[string]func(context.Context, *harness, []string) bool{
 	loadCommand:      benchLoad,
 	streamsCommand:   benchStreams,
 	startsCommand:    benchStarts,
+	pauseCommand:     benchPause,
 }
 
 func main() {

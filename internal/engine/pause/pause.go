@@ -21,6 +21,15 @@ var amd64 []byte
 //go:embed bin/pause-arm64
 var arm64 []byte
 
+// Seccomp is a seccomp profile for the embedded image, in Docker's form. It allows the system calls
+// of the program, and those of an OCI runtime between loading the profile and execve. All of them
+// are allowed by Docker's default profile, too (setns with CAP_SYS_ADMIN), and the profile is for
+// the native architecture alone. libseccomp compiles it in a tenth of the time of the default
+// profile, which takes most of 10 ms at each start.
+//
+//go:embed seccomp.json
+var Seccomp string
+
 // Repository is the local name of the embedded image. Its tag is the hash of the program.
 const Repository = "cri-dockerd.local/pause"
 
