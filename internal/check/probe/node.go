@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"cri-dockerd/internal/check/finding"
@@ -138,14 +139,18 @@ func pathExists(path string) bool {
 }
 
 // mountPoint returns the mount point of the file system of a path: the longest matching mount in
-// /proc/self/mountinfo.
+// /proc/self/mountinfo (proc_pid_mountinfo(5)), and "/" if that cannot be parsed.
 func (p *Prober) mountPoint(path string) string {
 	best := "/"
-	for line := range strings.Lines(p.kernel("/proc/self/mountinfo")) { // proc_pid_mountinfo(5)
-		f := strings.Fields(line)
-		if len(f) > 4 && len(f[4]) >= len(best) &&
-			(path == f[4] || strings.HasPrefix(path, strings.TrimSuffix(f[4], "/")+"/")) {
-			best = f[4]
+	mounts, err := mountinfo.GetMountsFromReader(strings.NewReader(p.kernel("/proc/self/mountinfo")), nil)
+	if err != nil {
+		return best
+	}
+
+	for _, m := range mounts {
+		isAbove := path == m.Mountpoint || strings.HasPrefix(path, strings.TrimSuffix(m.Mountpoint, "/")+"/")
+		if isAbove && len(m.Mountpoint) >= len(best) {
+			best = m.Mountpoint
 		}
 	}
 
