@@ -95,6 +95,8 @@ inner() {
 	chmod 1777 "$root/tmp"
 	rm -f "$root/usr/sbin/policy-rc.d" # prevents packages from starting services in container images
 	rm -f "$root/etc/resolv.conf"
+	# A cri-dockerd of the host must not meet the package under test.
+	rm -f "$root/etc/default/cri-docker" "$root/usr/bin/cri-dockerd" "$root"/lib/systemd/system/cri-docker*
 	cp -a "$dir/files/." "$root/"
 	while read -r from to; do
 		if [ -d "$from" ]; then mkdir -p "$root$to"; else mkdir -p "$root${to%/*}" && touch "$root$to"; fi

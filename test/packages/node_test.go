@@ -43,11 +43,10 @@ func start(t *testing.T, versions ...string) machine {
 	return machine{n, engines.Connect(t, "unix://"+n.Path("/run/cri-dockerd.sock"))}
 }
 
-// prepareNode removes files of the host from a node: the trigger of an unneeded index of all manual
-// pages, and a configuration of cri-dockerd, since dpkg asks before it replaces one.
+// prepareNode removes the trigger of an unneeded index of all manual pages from a node.
 func prepareNode(t *testing.T, n *nodes.Node) {
 	t.Helper()
-	n.Run(t, "rm", "-f", "/var/lib/man-db/auto-update", "/etc/default/cri-docker")
+	n.Run(t, "rm", "-f", "/var/lib/man-db/auto-update")
 }
 
 // apt installs packages from files without prompts and without a network.
