@@ -8,6 +8,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/moby/moby/api/pkg/stdcopy"
@@ -105,7 +106,8 @@ const maxSleepers = 4
 var sleepers atomic.Int32
 
 // coalescingReader delays reads while data arrives fast and in small pieces, so that pieces
-// accumulate. It does not delay a single piece.
+// accumulate. It does not delay a single piece. A reset is an end like any other: the engine resets
+// the connection of a command that exits before it has read its input.
 type coalescingReader struct {
 	io.Reader
 	last  time.Time // of the end of the last read
@@ -119,6 +121,10 @@ func (r *coalescingReader) Read(p []byte) (int, error) {
 
 	n, err := r.Reader.Read(p)
 	r.last, r.small = time.Now(), n < len(p)
+	if errors.Is(err, syscall.ECONNRESET) { // input is unread; all output was delivered (unix(7))
+		err = io.EOF
+	}
+
 	return n, err
 }
 

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"net"
+	"path/filepath"
 	"testing"
 
 	"github.com/moby/moby/api/pkg/stdcopy"
@@ -108,4 +110,49 @@ type writeLog []string
 func (w *writeLog) Write(p []byte) (int, error) {
 	*w = append(*w, string(p))
 	return len(p), nil
+}
+
+// TestUnreadInput lets the engine close a connection with unread input, as for a user who types
+// ahead of an exit. The output arrives and the exec does not fail.
+func TestUnreadInput(t *testing.T) {
+	for name, tty := range map[string]bool{"terminal": true, "streams": false} {
+		t.Run(name, func(t *testing.T) {
+			socket := filepath.Join(t.TempDir(), "socket")
+			l, err := net.Listen("unix", socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+
+			conn, err := net.Dial("unix", socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+
+			server, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(conn, "input"); err != nil {
+				t.Fatal(err)
+			}
+
+			output := []byte("bye")
+			if !tty {
+				output = message("bye")
+			}
+			if _, err := server.Write(output); err != nil {
+				t.Fatal(err)
+			}
+			if err := server.Close(); err != nil {
+				t.Fatal(err)
+			}
+
+			var got bytes.Buffer
+			if err := copyOutput(conn, Streams{TTY: tty, Stdout: &got}); err != nil || got.String() != "bye" {
+				t.Errorf("output %q, error %v", got.String(), err)
+			}
+		})
+	}
 }
