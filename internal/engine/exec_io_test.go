@@ -112,8 +112,8 @@ func (w *writeLog) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// TestUnreadInput lets the engine close a connection with unread input, as for a user who types
-// ahead of an exit. The output arrives and the exec does not fail.
+// TestUnreadInput lets the engine close a connection with unread input, as after input that
+// was typed ahead. The output arrives and the exec does not fail.
 func TestUnreadInput(t *testing.T) {
 	for name, tty := range map[string]bool{"terminal": true, "streams": false} {
 		t.Run(name, func(t *testing.T) {
