@@ -99,7 +99,7 @@ func TestFullDisk(t *testing.T) {
 		}
 
 		b, err := os.ReadFile(filepath.Join(n.eng.Dir, "run/log-driver/log"))
-		if err != nil || strings.Count(string(b), "is dropped") != 1 {
+		if err != nil || strings.Count(string(b), "dropping the output of a container") != 1 {
 			t.Errorf("log of the log-driver process: %s, %v; want one report of dropped lines", b, err)
 		}
 	})
