@@ -470,7 +470,13 @@ func (p *checkedNode) breakAndFix(t *testing.T, f fault) {
 	t.Logf("%s: %s\n\t%s", all[0].ID, all[0].Detail, all[0].Fix)
 	if !f.manual {
 		p.sh(t, all[0].Fix)
-		eventually(t, f.name+": fixed", func() bool { return !hasFinding(p.problems(t), f.id, "fail", "warn") })
+		var found []finding
+		if !within(20*time.Second, func() bool {
+			found = p.problems(t)
+			return !hasFinding(found, f.id, "fail", "warn")
+		}) {
+			t.Fatalf("%s: after the fix check still finds %+v", f.name, found)
+		}
 	}
 
 	if f.restore != "" {
