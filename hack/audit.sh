@@ -10,12 +10,7 @@ mkdir -p "$cache"
 exec 9>"$cache.lock"
 flock 9
 
-# install NAME MODULE VERSION: does nothing when it is there
-install() {
-	[ -x "$cache/$1-$3" ] && return
-	GOBIN=$cache go install -trimpath "$2@$3"
-	mv "$cache/$1" "$cache/$1-$3"
-}
+. hack/go-tool.sh
 
 # The database of vulnerabilities is part of a Go module, always the newest.
 database() {

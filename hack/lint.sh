@@ -10,16 +10,11 @@ mkdir -p "$cache"
 exec 9>"$cache.lock"
 flock 9
 
-if [ ! -x "$cache/golangci-lint-$version" ]; then
-	GOBIN=$cache go install -trimpath "github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$version"
-	mv "$cache/golangci-lint" "$cache/golangci-lint-$version"
-fi
+. hack/go-tool.sh
+install golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint "$version"
+install deadcode golang.org/x/tools/cmd/deadcode "$tools"
 "$cache/golangci-lint-$version" run ./...
 
 # Functions that nothing calls, in the daemon and in the tests.
-if [ ! -x "$cache/deadcode-$tools" ]; then
-	GOBIN=$cache go install -trimpath "golang.org/x/tools/cmd/deadcode@$tools"
-	mv "$cache/deadcode" "$cache/deadcode-$tools"
-fi
 dead=$("$cache/deadcode-$tools" ./cmd/... && "$cache/deadcode-$tools" -test ./...)
 [ -z "$dead" ] || { printf 'dead code:\n%s\n' "$dead" >&2; exit 1; }
