@@ -51,7 +51,8 @@ func (w *Network) NetNS() string { return "/proc/" + w.pid + "/ns/net" }
 
 // Config configures a node.
 type Config struct {
-	Network *Network // nil for a new network
+	Network *Network        // nil for a new network
+	Engine  engines.Version // "" for the host's package
 	// cgroup driver of the engine, systemd or cgroupfs; "" for the engine's default
 	Driver   string
 	NoDocker bool              // the engine is installed but neither enabled nor started
@@ -162,19 +163,11 @@ func (n *Node) prepare(tb engines.TB, c Config) {
 		n.addLink(tb, "/lib/systemd/system/docker.socket", "/etc/systemd/system/sockets.target.wants/docker.socket")
 	}
 
-	runc, err := os.ReadFile("/usr/sbin/runc")
-	if err != nil {
-		tb.Fatalf("node: %v; install docker.io", err)
-	}
-
-	n.addFile(tb, "/usr/sbin/runc.real", string(runc))
-	engines.Build(tb, filepath.Join(n.dir, "files/usr/sbin/runc"), "cri-dockerd/test/engines/helper",
-		"-X main.runc=/usr/sbin/runc.real", false)
+	binds := n.addEngine(tb, c.Engine)
 	for path, content := range c.Files {
 		n.addFile(tb, path, content)
 	}
 
-	binds := ""
 	for path, file := range c.Binds {
 		binds += file + " " + path + "\n"
 	}

@@ -61,35 +61,10 @@ func TestKernelLimits(t *testing.T) {
 	}
 }
 
-// withoutCRI is containerd's configuration without its own CRI server.
-const withoutCRI = "version = 3\ndisabled_plugins = ['io.containerd.cri.v1.images', 'io.containerd.cri.v1.runtime', " +
-	"'io.containerd.grpc.v1.cri']\n"
-
 // startWith starts a node with an engine and the packages.
 func startWith(t *testing.T, v engines.Version) machine {
 	t.Helper()
-	c := nodes.Config{}
-	if v == engines.V29 {
-		bin := filepath.Join(engines.Cache(), "docker-29")
-		runc, err := os.ReadFile(filepath.Join(bin, "runc"))
-		if err != nil {
-			t.Fatalf("%v; run hack/docker29.sh", err)
-		}
-
-		c.Binds = map[string]string{
-			"/usr/sbin/dockerd":                filepath.Join(bin, "dockerd"),
-			"/usr/bin/containerd":              filepath.Join(bin, "containerd"),
-			"/usr/bin/containerd-shim-runc-v2": filepath.Join(bin, "containerd-shim-runc-v2"),
-		}
-
-		c.Files = map[string]string{
-			// no bind mount: runc starts itself through an overlay of its directory
-			"/usr/sbin/runc.real":         string(runc),
-			"/etc/containerd/config.toml": withoutCRI,
-		}
-	}
-
-	n := nodes.Start(t, c)
+	n := nodes.Start(t, nodes.Config{Engine: v})
 	prepareNode(t, n)
 	n.Copy(t, onlyFile(t, packaged(t, first, runtime.GOARCH), "*.deb"), "/tmp/"+first+".deb")
 	m := machine{n, engines.Connect(t, "unix://"+n.Path("/run/cri-dockerd.sock"))}
