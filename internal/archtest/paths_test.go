@@ -12,6 +12,7 @@ import (
 // All other files use safefs, os.Root or openat2: a path built from foreign text, or beneath a
 // directory writable by others, may lead anywhere.
 var pathOpeners = map[string]string{
+	"internal/apparmor/apparmor.go":       "a kernel file",
 	"internal/cgroup/hugepages.go":        "a kernel directory",
 	"internal/check/pod.go":               "removes its own log directory, with a random name below /var/log",
 	"internal/check/pod_steps.go":         "the self-test's own log directory, and this program",

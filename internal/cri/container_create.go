@@ -101,6 +101,11 @@ func (s *Service) translateContainer(
 		return nil, nothing, err
 	}
 
+	appArmor, field := model.AppArmorProfile(cfg.GetLinux().GetSecurityContext())
+	if err := s.checkAppArmor(field, appArmor, host); err != nil {
+		return nil, nothing, err
+	}
+
 	profile, err := readSeccomp(translate.SeccompFile(cfg))
 	if err != nil {
 		return nil, nothing, err

@@ -29,7 +29,12 @@ func (s *Service) RunPodSandbox(
 	}
 
 	name := translate.SandboxName(r.GetConfig().GetMetadata())
-	if err := validate.Sandbox(r, host); err != nil {
+	err = validate.Sandbox(r, host)
+	if err == nil {
+		err = s.checkAppArmor("apparmor", r.GetConfig().GetLinux().GetSecurityContext().GetApparmor(), host)
+	}
+
+	if err != nil {
 		return nil, fmt.Errorf("run sandbox %s: %w", name, err)
 	}
 

@@ -226,6 +226,7 @@ type Deps struct {
 	Stats     Stats
 	Volumes   Volumes
 	Streams   Streams
+	AppArmor  AppArmor
 	// EngineNetNS is the reason to let the engine create all pod network namespaces. If it is
 	// empty, the daemon creates them where possible.
 	EngineNetNS string

@@ -48,10 +48,12 @@ type world struct {
 	mounted   map[string]bool // image volumes
 	forgotten map[string]bool // of Stats
 
-	logMode, logReason string                                      // of Logs.State
-	delWait            atomic.Pointer[func(context.Context) error] // runs at the beginning of each DEL
-	stray              atomic.Bool                                 // pause processes do not join their namespaces
-	next               byte
+	logMode, logReason string          // of Logs.State
+	appArmor           map[string]bool // loaded profiles; nil if the kernel does not list them
+
+	delWait atomic.Pointer[func(context.Context) error] // runs at the beginning of each DEL
+	stray   atomic.Bool                                 // pause processes do not join their namespaces
+	next    byte
 }
 
 func (w *world) fails(step string) error {
@@ -405,6 +407,7 @@ func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 		Stats:       reporter,
 		Volumes:     fakeVolumes{w},
 		Streams:     fakeStreams{},
+		AppArmor:    fakeAppArmor{w},
 		EngineNetNS: engineNetNS,
 	}), w
 }

@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sys/unix"
 
+	"cri-dockerd/internal/apparmor"
 	"cri-dockerd/internal/cgroup"
 	"cri-dockerd/internal/checkpoint"
 	"cri-dockerd/internal/config"
@@ -299,6 +300,7 @@ func (p *parts) openService() error {
 		Node:        p.network,
 		Reclaimer:   p.network,
 		Streams:     p.streams,
+		AppArmor:    apparmor.Host(),
 		Stats:       p.stats,
 		Volumes:     imagevolume.New(filepath.Join(p.cfg.RunDirectory, "image-volumes")),
 		Logs:        p.logs,

@@ -47,22 +47,23 @@ func ParseProfile(s string) (*runtimeapi.SecurityProfile, error) {
 		errdefs.ErrInvalidArgument)
 }
 
-// ProfileFile returns the file of a Localhost profile, "" for other profiles.
-func ProfileFile(p *runtimeapi.SecurityProfile) string {
+// LocalhostRef returns the reference of a Localhost profile: a file for seccomp, a name for
+// AppArmor. It returns "" for other profiles. Some clients send the string form, "localhost/<ref>".
+func LocalhostRef(p *runtimeapi.SecurityProfile) string {
 	if p.GetProfileType() != runtimeapi.SecurityProfile_Localhost {
 		return ""
 	}
 	return strings.TrimPrefix(p.GetLocalhostRef(), localhostPrefix)
 }
 
-// AppArmorProfile returns the AppArmor profile of a container. Kubelets before 1.30 send only its
-// string form.
-func AppArmorProfile(sc *runtimeapi.LinuxContainerSecurityContext) *runtimeapi.SecurityProfile {
+// AppArmorProfile returns the AppArmor profile of a container and its field in the security
+// context. Kubelets before 1.30 send only its string form.
+func AppArmorProfile(sc *runtimeapi.LinuxContainerSecurityContext) (p *runtimeapi.SecurityProfile, field string) {
 	if p := sc.GetApparmor(); p != nil {
-		return p
+		return p, "apparmor"
 	}
-	p, _ := ParseProfile(sc.GetApparmorProfile()) //nolint:staticcheck // old kubelets
-	return p
+	p, _ = ParseProfile(sc.GetApparmorProfile()) //nolint:staticcheck // old kubelets
+	return p, "apparmor_profile"
 }
 
 // cdiPrefix is the prefix of annotations with CDI device names from device plugins (Container

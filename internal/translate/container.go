@@ -187,9 +187,10 @@ func setSecurity(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOptions)
 	}
 
 	c.Host.SecurityOpt = append(c.Host.SecurityOpt, noNewPrivs)
+	apparmor, _ := model.AppArmorProfile(sc)
 	opts, err := securityOptions(securityInput{
 		seccomp:  containerSeccomp(sc),
-		apparmor: model.AppArmorProfile(sc),
+		apparmor: apparmor,
 		selinux:  sc.GetSelinuxOptions(),
 		profile:  o.SeccompProfile,
 	}, o.Host)

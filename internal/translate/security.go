@@ -32,7 +32,7 @@ func securityOptions(in securityInput, h model.Host) ([]string, error) {
 		}
 
 	case runtimeapi.SecurityProfile_Localhost:
-		opts = append(opts, "apparmor="+in.apparmor.GetLocalhostRef())
+		opts = append(opts, "apparmor="+model.LocalhostRef(in.apparmor))
 	}
 
 	for _, o := range []struct{ key, value string }{
@@ -88,7 +88,7 @@ func seccompProfile(p *runtimeapi.SecurityProfile, path string, privileged bool)
 // SeccompFile returns the file of a container's seccomp profile, "" for none. NewContainer needs
 // its content.
 func SeccompFile(cfg *runtimeapi.ContainerConfig) string {
-	return model.ProfileFile(containerSeccomp(cfg.GetLinux().GetSecurityContext()))
+	return model.LocalhostRef(containerSeccomp(cfg.GetLinux().GetSecurityContext()))
 }
 
 // containerSeccomp returns the effective seccomp profile of a container.
@@ -106,7 +106,7 @@ func sandboxSeccomp(sc *runtimeapi.LinuxSandboxSecurityContext) *runtimeapi.Secu
 // SandboxSeccompFile returns the file of a sandbox's seccomp profile, "" for none. NewSandbox needs
 // its content.
 func SandboxSeccompFile(cfg *runtimeapi.PodSandboxConfig) string {
-	return model.ProfileFile(sandboxSeccomp(cfg.GetLinux().GetSecurityContext()))
+	return model.LocalhostRef(sandboxSeccomp(cfg.GetLinux().GetSecurityContext()))
 }
 
 // processUser returns Docker's user[:group]. validate.Request rejects a group without a user.

@@ -98,6 +98,8 @@ func (p *problems) containerSecurity(field string, sc *runtimeapi.LinuxContainer
 	p.profile(field+".apparmor", sc.GetApparmor())
 	p.profileString(field+".seccomp_profile_path", sc.GetSeccompProfilePath()) //nolint:staticcheck // old kubelets
 	p.profileString(field+".apparmor_profile", sc.GetApparmorProfile())        //nolint:staticcheck // old kubelets
+	appArmor, name := model.AppArmorProfile(sc)
+	p.appArmorName(field+"."+name, appArmor)
 	p.text(field+".run_as_username", sc.GetRunAsUsername())
 	if sc.GetRunAsUser().GetValue() < 0 {
 		p.add(field+".run_as_user", "must not be negative")

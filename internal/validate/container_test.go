@@ -110,6 +110,21 @@ func TestContainerSecurityRules(t *testing.T) {
 		"profile string without a file": {func(sc *runtimeapi.LinuxContainerSecurityContext) {
 			sc.ApparmorProfile = "localhost/" //nolint:staticcheck // old kubelets
 		}, field + ".apparmor_profile"},
+		"profile with nothing but the prefix": {func(sc *runtimeapi.LinuxContainerSecurityContext) {
+			sc.Apparmor = localhostProfile("localhost/")
+		}, field + ".apparmor.localhost_ref"},
+		"no profile by the name of one": {func(sc *runtimeapi.LinuxContainerSecurityContext) {
+			sc.Apparmor = localhostProfile("unconfined")
+		}, field + ".apparmor"},
+		"no profile by the name of one, with prefix": {func(sc *runtimeapi.LinuxContainerSecurityContext) {
+			sc.Apparmor = localhostProfile("localhost/unconfined")
+		}, field + ".apparmor"},
+		"no profile by the name of one, as a string": {func(sc *runtimeapi.LinuxContainerSecurityContext) {
+			sc.ApparmorProfile = "localhost/unconfined" //nolint:staticcheck // old kubelets
+		}, field + ".apparmor_profile"},
+		"Unconfined": {func(sc *runtimeapi.LinuxContainerSecurityContext) {
+			sc.Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
+		}, ""},
 		"unknown profile string": {func(sc *runtimeapi.LinuxContainerSecurityContext) {
 			sc.SeccompProfilePath = "default" //nolint:staticcheck // old kubelets
 		}, field + ".seccomp_profile_path"},
@@ -122,4 +137,8 @@ func TestContainerSecurityRules(t *testing.T) {
 			checkField(t, Request(r), test.field)
 		})
 	}
+}
+
+func localhostProfile(ref string) *runtimeapi.SecurityProfile {
+	return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: ref}
 }

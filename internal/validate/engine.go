@@ -21,7 +21,7 @@ func Sandbox(r *runtimeapi.RunPodSandboxRequest, h model.Host) error {
 	}
 
 	p := &problems{}
-	p.appArmor(r.GetConfig().GetLinux().GetSecurityContext().GetApparmor(), h)
+	p.appArmorSupport("apparmor", r.GetConfig().GetLinux().GetSecurityContext().GetApparmor(), h)
 
 	return p.err
 }
@@ -36,7 +36,8 @@ func Container(cfg *runtimeapi.ContainerConfig, sb *model.Sandbox, image *model.
 	sc := cfg.GetLinux().GetSecurityContext()
 	p.cgroupVersion("config.linux.resources", cfg.GetLinux().GetResources(), h)
 	p.userNamespace(sc, sb, h)
-	p.appArmor(model.AppArmorProfile(sc), h)
+	profile, profileField := model.AppArmorProfile(sc)
+	p.appArmorSupport(profileField, profile, h)
 	for i, m := range cfg.GetMounts() {
 		p.mountOnEngine(fmt.Sprintf("config.mounts[%d]", i), m, h)
 	}
@@ -117,9 +118,11 @@ func (p *problems) userNamespace(sc *runtimeapi.LinuxContainerSecurityContext, s
 	}
 }
 
-func (p *problems) appArmor(profile *runtimeapi.SecurityProfile, h model.Host) {
-	if profile.GetProfileType() == runtimeapi.SecurityProfile_Localhost && !h.Has("apparmor") {
-		p.add(securityField+".apparmor", "profile %q: AppArmor is not enabled on this node", profile.GetLocalhostRef())
+// appArmorSupport checks that the engine applies a profile of this node. name is its field in the
+// security context.
+func (p *problems) appArmorSupport(name string, profile *runtimeapi.SecurityProfile, h model.Host) {
+	if ref := model.LocalhostRef(profile); ref != "" && !h.Has("apparmor") {
+		p.add(securityField+"."+name, "profile %q: AppArmor is not enabled on this node", ref)
 	}
 }
 

@@ -130,4 +130,5 @@ func (p *problems) podSecurity(field string, sc *runtimeapi.LinuxSandboxSecurity
 	p.profile(field+".seccomp", sc.GetSeccomp())
 	p.profileString(field+".seccomp_profile_path", sc.GetSeccompProfilePath()) //nolint:staticcheck // old kubelets
 	p.profile(field+".apparmor", sc.GetApparmor())
+	p.appArmorName(field+".apparmor", sc.GetApparmor())
 }

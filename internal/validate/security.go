@@ -50,7 +50,18 @@ func (p *problems) podOrNode(field string, m runtimeapi.NamespaceMode) {
 func (p *problems) profile(field string, s *runtimeapi.SecurityProfile) {
 	enum(p, field+".profile_type", runtimeapi.SecurityProfile_ProfileType_name, s.GetProfileType())
 	if s.GetProfileType() == runtimeapi.SecurityProfile_Localhost {
-		p.required(field+".localhost_ref", s.GetLocalhostRef())
+		p.required(field+".localhost_ref", model.LocalhostRef(s))
+	}
+}
+
+// appArmorName checks the name of a Localhost profile. Docker takes "unconfined" for no profile at
+// all, and policies that forbid the type Unconfined permit Localhost (Pod Security Standards,
+// Baseline).
+func (p *problems) appArmorName(field string, s *runtimeapi.SecurityProfile) {
+	ref := model.LocalhostRef(s)
+	p.text(field, ref)
+	if ref == "unconfined" {
+		p.add(field, "%q is not the name of a profile; set profile_type to Unconfined", ref)
 	}
 }
 
@@ -63,6 +74,6 @@ func (p *problems) profileString(field, s string) {
 	}
 
 	if profile.GetProfileType() == runtimeapi.SecurityProfile_Localhost {
-		p.required(field, profile.GetLocalhostRef())
+		p.required(field, model.LocalhostRef(profile))
 	}
 }

@@ -1,7 +1,6 @@
 package conformance
 
 import (
-	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -108,59 +107,6 @@ func TestSupplementalGroups(t *testing.T) {
 		_, err = n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: strict})
 		assertInvalidArgument(t, err, "supplemental_groups_policy")
 		n.assertNoLeftovers(t, strict)
-	})
-}
-
-// TestAppArmor checks that a container with a profile does not start without it on a node without
-// AppArmor. Profiles without a meaning there are accepted. The test uses the field of Kubernetes
-// 1.30 and the older string.
-func TestAppArmor(t *testing.T) {
-	each(t, func(t *testing.T, n *node) {
-		hasAppArmor := strings.Contains(n.docker(t, "info", "-f", "{{.SecurityOptions}}"), "apparmor")
-		cfg := n.podConfig(t)
-		pod := n.runPod(t, cfg)
-		for i, sc := range []*runtimeapi.LinuxContainerSecurityContext{
-			{
-				Apparmor: &runtimeapi.SecurityProfile{
-					ProfileType:  runtimeapi.SecurityProfile_Localhost,
-					LocalhostRef: "own",
-				},
-			},
-			{ApparmorProfile: "localhost/own"}, //nolint:staticcheck // kubelets before 1.30 send only this
-		} {
-			t.Run(fmt.Sprint("profile ", i), func(t *testing.T) {
-				cc := n.containerConfig(sh("true"))
-				cc.Linux.SecurityContext = sc
-				cc.Metadata.Name = "own" + string(rune('0'+i))
-				r, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
-					PodSandboxId:  pod,
-					Config:        cc,
-					SandboxConfig: cfg,
-				})
-				if hasAppArmor && err == nil { // the engine reports the missing profile
-					_, err = n.Runtime.StartContainer(t.Context(),
-						&runtimeapi.StartContainerRequest{ContainerId: r.ContainerId})
-				} else {
-					assertInvalidArgument(t, err, "config.linux.security_context.apparmor")
-				}
-
-				if err == nil || !strings.Contains(err.Error(), "own") {
-					t.Errorf("error does not name the profile: %v", err)
-				}
-			})
-		}
-
-		for i, sc := range []*runtimeapi.LinuxContainerSecurityContext{
-			{Apparmor: &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}},
-			{ApparmorProfile: "runtime/default"}, //nolint:staticcheck // kubelets before 1.30 send only this
-		} {
-			t.Run(fmt.Sprint("no profile ", i), func(t *testing.T) {
-				cc := n.containerConfig(sh("true"))
-				cc.Metadata.Name, cc.LogPath = "plain"+string(rune('0'+i)), ""
-				cc.Linux.SecurityContext = sc
-				n.startConfig(t, pod, cfg, cc)
-			})
-		}
 	})
 }
 

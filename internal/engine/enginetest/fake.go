@@ -526,6 +526,7 @@ func (f *Fake) Host(ctx context.Context) (h model.Host, err error) {
 			StorageDriver:   "overlay2",
 			DefaultRuntime:  "runc",
 			Runtimes:        []string{"runc"},
+			SecurityOptions: []string{"apparmor"},
 			MinOOMScoreAdj:  -1000,
 		}
 
@@ -651,6 +652,16 @@ func (f *Fake) Containers() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return len(f.containers)
+}
+
+// SecurityOptions returns the security options of all containers.
+func (f *Fake) SecurityOptions() (all []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range f.containers {
+		all = append(all, c.HostConfig.SecurityOpt...)
+	}
+	return all
 }
 
 // End simulates the exit of a container's process with an exit code.
