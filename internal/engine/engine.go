@@ -64,6 +64,7 @@ type Engine struct {
 	skipped  reportedObjects
 	pauseID  atomic.Pointer[model.ImageID] // of the embedded pause image; nil while unknown
 	execs    execTimeouts
+	logCheck logCheckTimeouts
 
 	inspectTimeout time.Duration // of one inspect; tests change it
 	reaps          reaps
@@ -80,6 +81,7 @@ func New(cfg Config) (*Engine, error) {
 		calls:   newCallMetrics(),
 		execs:   defaultExecTimeouts,
 
+		logCheck:       defaultLogCheckTimeouts,
 		inspectTimeout: inspectTimeout,
 	}
 

@@ -46,8 +46,9 @@ type Config struct {
 	// Launch starts the log-driver process, detached. If the process ends before this one, ended
 	// receives its last line of output.
 	Launch func() (ended <-chan error, err error)
-	// Reach verifies the log driver: it makes the engine create and remove a container with it.
-	// Unavailable means that the engine is down. Any other error means that the engine cannot use
+	// Reach verifies the log driver: it makes the engine create and remove a container with it. It
+	// limits each of its steps. Unavailable means that nothing is known about the driver, because
+	// the engine is down or another step failed. Any other error means that the engine cannot use
 	// the driver.
 	Reach func(ctx context.Context, c model.LogConfig) error
 	// EngineRoot returns the engine's data root, or "" before it is known.
@@ -67,6 +68,7 @@ type Logs struct {
 
 	mu        sync.Mutex // guards the fields below
 	isDecided bool       // decided is closed
+	unchecked string     // the reason for an undecided mode
 	active    string     // ModeCRI, ModeJSONFile, or "" if neither is usable
 	reason    string     // the reason for not using the preferred mode
 	alarms    string     // shortages of the log-driver process, as sentences
@@ -91,7 +93,6 @@ func New(cfg Config) *Logs {
 const (
 	launchTimeout = 5 * time.Second // for a started process to respond
 	launchPoll    = 5 * time.Millisecond
-	reachTimeout  = 5 * time.Second // an engine that finds the socket responds in milliseconds
 	retryMin      = time.Second
 	retryMax      = time.Minute
 
@@ -182,9 +183,7 @@ func (l *Logs) launch(ctx context.Context) (s driver.Status, disconnected <-chan
 // connects. It returns when the process ends.
 func (l *Logs) checkEngine(ctx context.Context, disconnected <-chan struct{}) {
 	for {
-		reachCtx, cancel := context.WithTimeout(ctx, reachTimeout)
-		err := l.cfg.Reach(reachCtx, newDriverConfig("/cri-dockerd-check", "log"))
-		cancel()
+		err := l.cfg.Reach(ctx, newDriverConfig("/cri-dockerd-check", "log"))
 		again := time.Duration(0)
 		switch {
 		case ctx.Err() != nil:
@@ -193,6 +192,7 @@ func (l *Logs) checkEngine(ctx context.Context, disconnected <-chan struct{}) {
 			l.set(ModeCRI, "")
 		// A returning engine triggers a check. An engine that failed only this call does not.
 		case errdefs.IsUnavailable(err):
+			l.setUnchecked(err)
 			again = retryUnavailable
 		default:
 			l.fallBack(fmt.Errorf("the engine cannot use the log-driver process: %w", err))
@@ -263,6 +263,13 @@ func (l *Logs) set(active, reason string) {
 	}
 }
 
+// setUnchecked stores the reason for an unfinished check. It does not change a decided mode.
+func (l *Logs) setUnchecked(cause error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.unchecked = text.Clean(": "+cause.Error(), text.MaxMessage)
+}
+
 // setAlarms stores and logs the alarms of the log-driver process.
 func (l *Logs) setAlarms(s driver.Status) {
 	all := text.Clean(strings.Join(s.Alarms, "; "), text.MaxMessage)
@@ -286,7 +293,7 @@ func (l *Logs) State() (active, reason string) {
 	defer l.mu.Unlock()
 
 	if !l.isDecided {
-		return "", "waiting for the engine to reach the log-driver process"
+		return "", "waiting for the engine to reach the log-driver process" + l.unchecked
 	}
 	if l.active == ModeCRI && l.reason == "" {
 		return l.active, l.alarms
@@ -305,7 +312,8 @@ func (l *Logs) Config(ctx context.Context, directory, path string) (model.LogCon
 	select {
 	case <-l.decided:
 	case <-ctx.Done():
-		return model.LogConfig{}, fmt.Errorf("container log: %w", ctx.Err())
+		_, reason := l.State()
+		return model.LogConfig{}, fmt.Errorf("container log: %s: %w", reason, ctx.Err())
 	}
 
 	active, reason := l.State()

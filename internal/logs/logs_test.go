@@ -31,6 +31,7 @@ type world struct {
 	launched     int
 	dies         chan error // has the error of a process that ends at once
 	reach        error
+	reachTime    time.Duration // of the check, unless its context ends before
 	reached      []model.LogConfig
 	reopened     []string
 	reopen       error
@@ -90,7 +91,13 @@ func (w *world) logs(mode string) *Logs {
 			w.launched++
 			return w.dies, w.launch()
 		},
-		Reach: func(_ context.Context, c model.LogConfig) error {
+		Reach: func(ctx context.Context, c model.LogConfig) error {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(w.reachTime):
+			}
+
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.reached = append(w.reached, c)
@@ -276,6 +283,43 @@ func TestUndecidedWhileTheEngineIsDown(t *testing.T) {
 		l.EngineConnected()
 		settle()
 		expect(t, l, ModeCRI, "", driver.Name)
+	})
+}
+
+// TestSlowCheck expects the mode to stay undecided while the engine takes a minute for the check,
+// as for the first load of the pause image, and containers to wait for the decision.
+func TestSlowCheck(t *testing.T) {
+	w := &world{running: true, reachTime: time.Minute}
+	inBubble(t, ModeAuto, w, func(t *testing.T, l *Logs) {
+		time.Sleep(w.reachTime - time.Second)
+		if active, reason := l.State(); active != "" || reason == "" {
+			t.Errorf("state %q, %q, want none yet", active, reason)
+		}
+
+		c, err := l.Config(t.Context(), "/var/log/pods/p", "main/0.log") // waits for the decision
+		if err != nil || c.Driver != driver.Name {
+			t.Errorf("Config: %v, %v; want %s", c, err, driver.Name)
+		}
+	})
+}
+
+// TestUnfinishedCheck expects the reason of an undecided mode in the status and in the errors of
+// containers that wait for the decision.
+func TestUnfinishedCheck(t *testing.T) {
+	w := &world{running: true, reach: fmt.Errorf("no space left: %w", errdefs.ErrUnavailable)}
+	inBubble(t, ModeAuto, w, func(t *testing.T, l *Logs) {
+		settle()
+		if active, reason := l.State(); active != "" || !strings.Contains(reason, "no space left") {
+			t.Errorf("state %q, %q, want the reason", active, reason)
+		}
+
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+
+		if c, err := l.Config(ctx, "/d", "p"); !errors.Is(err, context.DeadlineExceeded) ||
+			!strings.Contains(err.Error(), "no space left") {
+			t.Errorf("Config while undecided: %v, error %v, want a timeout and the reason", c, err)
+		}
 	})
 }
 
