@@ -36,13 +36,14 @@ groups() {
 	done
 }
 
-# Runs in its own mount namespace.
-guard() {
-	hierarchies
+# Starts the node.
+start() {
 	unshare -n sh "$0" outer "$@" < /dev/null &
 	node=$!
-	exec > /dev/null # only the node writes to the pipe for "ready"
-	cat
+}
+
+# Ends the processes of the node and removes its control groups.
+stop() {
 	kill -9 $node 2>/dev/null || true # the kernel kills the other processes of the node
 	wait || true
 	for _ in $(seq 200); do
@@ -51,8 +52,26 @@ guard() {
 			[ ! -d "$g" ] || find "$g" -depth -type d -exec rmdir {} \; 2>/dev/null || true
 			[ ! -d "$g" ] || remaining=1
 		done
-		[ -n "$remaining" ] || umount "$dir"/cgroup/* 2>/dev/null || true
-		if [ -z "$remaining" ] && rm -rf "$dir" 2>/dev/null; then exit; fi
+		[ -n "$remaining" ] || return 0
+		sleep 0.1
+	done
+	echo "control groups of the node in $dir remain" >&2
+}
+
+# Runs in its own mount namespace. Each line of standard input starts the node again, like a reset button.
+guard() {
+	hierarchies
+	exec 3>&1 > /dev/null # only the node writes to the pipe for "ready"
+	start "$@" >&3 3>&-
+	while read -r _; do
+		stop
+		start "$@" >&3 3>&-
+	done
+	exec 3>&-
+	stop
+	umount "$dir"/cgroup/* 2>/dev/null || true
+	for _ in $(seq 200); do
+		if rm -rf "$dir" 2>/dev/null; then exit; fi
 		sleep 0.1
 	done
 	echo "failed to stop the node in $dir" >&2
@@ -61,6 +80,8 @@ guard() {
 
 # Runs in its own network namespace. Connects to the switch and joins the control groups.
 outer() {
+	# The kernel removes the interface of the last boot asynchronously.
+	nsenter --net=/proc/"$switch"/ns/net ip link del "v-$name" 2>/dev/null || true
 	nsenter --net=/proc/"$switch"/ns/net ip link add "v-$name" type veth peer name eth0 netns $$
 	nsenter --net=/proc/"$switch"/ns/net ip link set "v-$name" master br0 up
 	ip link set lo up
@@ -80,6 +101,16 @@ outer() {
 	exec unshare -m -u -i -C -p --fork --kill-child=KILL --propagation private sh "$0" inner "$@"
 }
 
+# Prepares the root of a new node.
+first_boot() {
+	rm -f "$root/usr/sbin/policy-rc.d" # prevents packages from starting services in container images
+	rm -f "$root/etc/resolv.conf"
+	# A cri-dockerd of the host must not meet the package under test.
+	rm -f "$root/etc/default/cri-docker" "$root/usr/bin/cri-dockerd" "$root"/lib/systemd/system/cri-docker*
+	cp -a "$dir/files/." "$root/"
+	touch "$dir/booted"
+}
+
 # Process 1 of the node. It executes systemd at the end.
 inner() {
 	own_pid
@@ -92,12 +123,12 @@ inner() {
 		mkdir -p "$root$d" "$dir/own$d"
 		mount --bind "$dir/own$d" "$root$d"
 	done
+	if [ -e "$dir/booted" ]; then
+		find "$root/run" "$root/tmp" -mindepth 1 -delete # empty at each boot, like a tmpfs
+	else
+		first_boot
+	fi
 	chmod 1777 "$root/tmp"
-	rm -f "$root/usr/sbin/policy-rc.d" # prevents packages from starting services in container images
-	rm -f "$root/etc/resolv.conf"
-	# A cri-dockerd of the host must not meet the package under test.
-	rm -f "$root/etc/default/cri-docker" "$root/usr/bin/cri-dockerd" "$root"/lib/systemd/system/cri-docker*
-	cp -a "$dir/files/." "$root/"
 	while read -r from to; do
 		if [ -d "$from" ]; then mkdir -p "$root$to"; else mkdir -p "$root${to%/*}" && touch "$root$to"; fi
 		mount --bind "$from" "$root$to"

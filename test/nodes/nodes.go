@@ -6,19 +6,16 @@
 package nodes
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/rand"
 	_ "embed" // for the script
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"cri-dockerd/test/engines"
@@ -43,7 +40,8 @@ func NewNetwork(tb engines.TB) *Network {
 	tb.Helper()
 	dir := tempDir(tb)
 	tb.Cleanup(func() { removeAll(tb, dir) })
-	return &Network{pid: hold(tb, exec.Command("unshare", "-n", "sh", writeScript(tb, dir), "network"))}
+	_, pid := hold(tb, exec.Command("unshare", "-n", "sh", writeScript(tb, dir), "network"))
+	return &Network{pid: pid}
 }
 
 // NetNS returns the path of the switch's network namespace.
@@ -66,6 +64,9 @@ type Node struct {
 	Name    string // node1, node2, … in its network, resolvable by all nodes
 	Address string // in the network
 
+	network     *Network
+	guard       *guard
+	docker      bool // Docker starts with the node
 	dir, cgroup string
 	pid         string // of process 1, in the namespace of the test
 }
@@ -84,6 +85,8 @@ func Start(tb engines.TB, c Config) *Node {
 	n := &Node{
 		Name:    fmt.Sprint("node", c.Network.nodes),
 		Address: fmt.Sprint("10.89.0.", 10+c.Network.nodes),
+		network: c.Network,
+		docker:  !c.NoDocker,
 		dir:     tempDir(tb),
 		cgroup:  "cri-test-node-" + random(),
 	}
@@ -95,7 +98,7 @@ func Start(tb engines.TB, c Config) *Node {
 	}
 
 	n.prepare(tb, c)
-	n.pid = hold(tb, exec.Command("unshare", "-m", "--propagation", "private",
+	n.guard, n.pid = hold(tb, exec.Command("unshare", "-m", "--propagation", "private",
 		"sh", writeScript(tb, n.dir), "guard", n.dir,
 		n.cgroup, n.Name, n.Address, c.Network.pid))
 	tb.Cleanup(func() {
@@ -105,7 +108,7 @@ func Start(tb engines.TB, c Config) *Node {
 		}
 	})
 
-	n.awaitBoot(tb, !c.NoDocker)
+	n.awaitBoot(tb, n.docker)
 
 	return n
 }
@@ -340,47 +343,4 @@ func writeScript(tb engines.TB, dir string) string {
 	file := filepath.Join(dir, "node.sh")
 	writeFile(tb, file, script, 0o755)
 	return file
-}
-
-// hold starts a guard and returns its reported PID. The guard runs in its own session, to complete
-// its cleanup after an interrupt. At the end of the test, hold closes the guard's standard input to
-// stop it.
-func hold(tb engines.TB, cmd *exec.Cmd) string {
-	tb.Helper()
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		tb.Fatalf("node: %v", err)
-	}
-
-	out, in, err := os.Pipe()
-	if err != nil {
-		tb.Fatalf("node: %v", err)
-	}
-	defer out.Close()
-
-	cmd.Stdout = in
-	err = cmd.Start()
-	in.Close()
-	if err != nil {
-		tb.Fatalf("node: %v", err)
-	}
-
-	tb.Cleanup(func() { stop(tb, stdin, cmd) })
-	line, err := bufio.NewReader(out).ReadString('\n')
-	pid, ok := strings.CutPrefix(strings.TrimSpace(line), "ready ")
-	if err != nil || !ok {
-		tb.Fatalf("node: failed to create the namespaces (%q, %v); the test requires root", line, err)
-	}
-
-	return pid
-}
-
-// stop stops a guard.
-func stop(tb engines.TB, stdin io.Closer, cmd *exec.Cmd) {
-	stdin.Close()
-	if err := cmd.Wait(); err != nil {
-		tb.Logf("stop a node or network: %v", err)
-	}
 }

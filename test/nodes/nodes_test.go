@@ -19,6 +19,7 @@ func TestNodes(t *testing.T) {
 			n := Start(t, Config{Network: w, Driver: driver, Files: map[string]string{"/etc/test": driver}})
 			removed = append(removed, n.dir, "/sys/fs/cgroup/memory/"+n.cgroup)
 			testNode(t, n, driver)
+			testReboot(t, n)
 		}
 
 		n := Start(t, Config{Network: w, NoDocker: true})
@@ -66,4 +67,38 @@ func testNode(t *testing.T, n *Node, driver string) {
 		strings.Count(string(b), ":/"+n.cgroup+"/") != strings.Count(string(b), "\n") {
 		t.Errorf("control groups of a container: %v\n%s", err, b)
 	}
+}
+
+// testReboot reboots and resets a node. Files and images remain, processes and /run do not.
+func testReboot(t *testing.T, n *Node) {
+	t.Helper()
+	for name, reboot := range map[string]func(){
+		"reboot": func() { n.Reboot(t, bootTimeout) },
+		"reset":  func() { n.Reset(t) },
+	} {
+		n.WriteFile(t, "/run/marker", name, 0o644)
+		n.WriteFile(t, "/etc/marker", name, 0o644)
+		started := n.Run(t, "docker", "inspect", "-f", "{{.State.StartedAt}}", "test")
+		n.Run(t, "docker", "update", "--restart=always", "test")
+		reboot()
+		if _, err := os.Stat(n.Path("/run/marker")); !os.IsNotExist(err) {
+			t.Errorf("%s: /run/marker remains: %v", name, err)
+		}
+		if got := n.Run(t, "cat", "/etc/marker"); got != name {
+			t.Errorf("%s: /etc/marker: got %q", name, got)
+		}
+
+		n.Await(t, bootTimeout, "restart of the container", func() bool {
+			out, err := n.Try("docker", "inspect", "-f", "{{.State.StartedAt}}", "test")
+			return err == nil && out != started
+		})
+	}
+
+	n.Disconnect(t)
+	if _, err := n.Try("busybox", "ping", "-c", "1", "-W", "1", Gateway); err == nil {
+		t.Errorf("%s reaches the network without its connection", n.Name)
+	}
+
+	n.Connect(t)
+	n.Run(t, "busybox", "ping", "-c", "1", "-W", "10", Gateway)
 }
