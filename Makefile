@@ -25,8 +25,8 @@ audit: ## known vulnerabilities and insecure patterns
 	hack/audit.sh
 e2e: engines ## the real kubelet; ENGINE=20.10 or 29 for one engine
 	$(GO) test -race -count=1 -timeout 30m ./test/e2e
-cluster: engines ## a cluster made by kubeadm, of NODES (3)
-	$(GO) test -count=1 -v -timeout 60m ./test/cluster -nodes $(or $(NODES),3)
+cluster: engines ## a kubeadm cluster of NODES (3): CNI=flannel or bridge, ENGINE=20.10 or 29, KUBERNETES; DRILLS=1 for faults on a node
+	$(GO) test -count=1 -v -timeout 60m ./test/cluster -nodes $(or $(NODES),3) -cni $(or $(CNI),flannel) -full $(if $(DRILLS),-drills)
 e2e-node: engines ## Kubernetes' conformance suite of nodes, the tests of figures; FOCUS='\[NodeConformance\]' PROCS=4 for all of it
 	hack/kubernetes.sh e2e-node && $(GO) run ./test/nodeconformance $(if $(FOCUS),-focus '$(FOCUS)') -procs $(or $(PROCS),1)
 bench: deps ## figures beside the floor of the same run

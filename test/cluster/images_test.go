@@ -116,37 +116,36 @@ func (i *image) iptables() *image {
 	return i
 }
 
+// loadProgram creates the image of a program from hack/kubernetes.sh.
+func loadProgram(t *testing.T, n *nodes.Node, ref string, i *image, program string) {
+	t.Helper()
+	i.add("/usr/local/bin/"+program, binary(program))
+	engines.Import(t, n.Path("/run/docker.sock"), ref, i.files, `ENTRYPOINT ["/usr/local/bin/`+program+`"]`,
+		"ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+}
+
 // loadImages creates the images of a node with the names from kubeadm.
 func loadImages(t *testing.T, n *nodes.Node, control bool) {
 	t.Helper()
-	load := func(ref string, i *image, program string) {
-		t.Helper()
-		i.add("/usr/local/bin/"+program, binary(program))
-		engines.Import(t, n.Path("/run/docker.sock"), ref, i.files, `ENTRYPOINT ["/usr/local/bin/`+program+`"]`,
-			"ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-	}
-
-	list := n.Run(t, "sh", "-c", "kubeadm config images list"+" --kubernetes-version "+version)
+	list := n.Run(t, "sh", "-c", "kubeadm config images list"+" --kubernetes-version "+version())
 	for _, ref := range strings.Fields(list) {
 		name, _, _ := strings.Cut(path.Base(ref), ":")
 		switch name {
 		case "kube-proxy":
-			load(ref, newImage(t).iptables(), name)
+			loadProgram(t, n, ref, newImage(t).iptables(), name)
 		case "coredns":
-			load(ref, newImage(t), name)
+			loadProgram(t, n, ref, newImage(t), name)
 		case "pause": // only for kubeadm; the daemon embeds its own
 			engines.Import(t, n.Path("/run/docker.sock"), ref, newImage(t).files)
 		case "kube-apiserver", "kube-controller-manager", "kube-scheduler", "etcd":
 			if control {
-				load(ref, newImage(t), name)
+				loadProgram(t, n, ref, newImage(t), name)
 			}
 		}
 	}
 
-	flannel := newImage(t).iptables()
-	flannel.add("/flannel", filepath.Join(engines.Plugins(), "flannel"))
-	load("cri-test/flannel:latest", flannel, "flanneld")
-	load("cri-test/metrics-server:latest", newImage(t), "metrics-server")
+	loadProgram(t, n, "cri-test/metrics-server:latest", newImage(t), "metrics-server")
+	loadShop(t, n)
 	engines.LoadBusybox(t, n.Path("/run/docker.sock"))
 }
 
