@@ -29,6 +29,8 @@ cluster: engines ## a kubeadm cluster of NODES (3): CNI=flannel or bridge, ENGIN
 	$(GO) test -count=1 -v -timeout 60m ./test/cluster -nodes $(or $(NODES),3) -cni $(or $(CNI),flannel) -full $(if $(DRILLS),-drills)
 e2e-node: engines ## Kubernetes' conformance suite of nodes, the tests of figures; FOCUS='\[NodeConformance\]' PROCS=4 for all of it
 	hack/kubernetes.sh e2e-node && $(GO) run ./test/nodeconformance $(if $(FOCUS),-focus '$(FOCUS)') -procs $(or $(PROCS),1)
+vm: deps ## a node with cgroup v2, systemd and AppArmor in a virtual machine; STEPS='check oom@29', RESUME=1, KEEP=1; HOST=1 for this machine
+	$(GO) run ./test/vm $(if $(HOST),-host) $(if $(STEPS),-steps '$(STEPS)') $(if $(RESUME),-resume) $(if $(KEEP),-keep) $(if $(DIR),-dir '$(DIR)')
 bench: deps ## figures beside the floor of the same run
 	$(GO) run ./test/bench
 bench-stats: deps ; $(GO) run ./test/bench stats ## figures of containers beside the engine's own API
@@ -65,4 +67,4 @@ deps:
 	hack/install-deps.sh test
 engines: deps
 	hack/docker29.sh && hack/kubernetes.sh kubelet cluster && hack/cni-plugins.sh
-.PHONY: help install uninstall repo chaos load hang bench-heartbeat bench-starts audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint style clean deps engines
+.PHONY: help vm install uninstall repo chaos load hang bench-heartbeat bench-starts audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint style clean deps engines

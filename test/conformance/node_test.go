@@ -49,6 +49,16 @@ func (n *node) needsV1(t *testing.T) {
 	}
 }
 
+// needsPressure skips the test if the kernel has no pressure (PSI) of control groups.
+func needsPressure(t *testing.T) {
+	t.Helper()
+	for _, file := range []string{"/sys/fs/cgroup/cgroup.controllers", "/proc/pressure/cpu"} {
+		if _, err := os.Stat(file); err != nil {
+			t.Skip("needs cgroup v2 with pressure stall information: " + err.Error())
+		}
+	}
+}
+
 // engineSeries returns the release series of the engine, such as "20.10".
 func engineSeries(t *testing.T, n *node) string { return string(n.own(t).Version) }
 

@@ -1,0 +1,68 @@
+package conformance
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// someTotal matches the stall time of cpu.pressure and the like, in microseconds.
+var someTotal = regexp.MustCompile(`(?m)^some .* total=(\d+)$`)
+
+// TestPressure throttles a container and compares its pressure in the stats with the kernel's.
+func TestPressure(t *testing.T) {
+	needsPressure(t)
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		cc := n.containerConfig(sh("while :; do :; done & while :; do :; done"))
+		cc.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 20000}
+		id := n.startConfig(t, pod, cfg, cc)
+		kernel := func(file string) uint64 {
+			t.Helper()
+			out := n.exec(t, id, "cat", "/sys/fs/cgroup/"+file)
+			m := someTotal.FindStringSubmatch(out)
+			if m == nil {
+				t.Fatalf("%s: %s", file, out)
+			}
+			total, err := strconv.ParseUint(m[1], 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return total
+		}
+
+		eventually(t, "the container waits for the CPU", func() bool { return kernel("cpu.pressure") > 100_000 })
+		before := [...]uint64{kernel("cpu.pressure"), kernel("memory.pressure"), kernel("io.pressure")}
+		s := n.stats(t, id)
+		after := [...]uint64{kernel("cpu.pressure"), kernel("memory.pressure"), kernel("io.pressure")}
+		for i, p := range []*runtimeapi.PsiStats{s.GetCpu().GetPsi(), s.GetMemory().GetPsi(), s.GetIo().GetPsi()} {
+			name := [...]string{"CPU", "memory", "I/O"}[i]
+			if p == nil || p.Some == nil || p.Full == nil {
+				t.Errorf("pressure of %s is missing: %v", name, p)
+				continue
+			}
+			if p.Some.Total < before[i] || p.Some.Total > after[i] {
+				t.Errorf("pressure of %s: %d µs, the kernel had %d before and %d after", name, p.Some.Total,
+					before[i], after[i])
+			}
+		}
+
+		if s.Cpu.Psi.Some.Avg10 == 0 {
+			t.Errorf("averages of the CPU pressure: %v", s.Cpu.Psi.Some)
+		}
+
+		podCPU := n.podStats(t, pod).GetCpu().GetPsi().GetSome().GetTotal()
+		if podCPU < before[0] {
+			t.Errorf("pressure of the pod is %d µs, less than %d µs of its container", podCPU, before[0])
+		}
+
+		m := n.metrics(t, pod, id)
+		if v := m.value(t, "container_pressure_cpu_waiting_seconds_total"); v > after[0]/1e6+2 {
+			t.Error(fmt.Sprint("container_pressure_cpu_waiting_seconds_total is ", v))
+		}
+	})
+}

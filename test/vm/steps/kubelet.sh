@@ -1,0 +1,106 @@
+# Limits set by a kubelet with MemoryQoS, LimitedSwap and the static CPU policy reach the kernel and stay: over reloads of
+# systemd, restarts of the daemon, the kubelet's own updates, and a resize.
+. ./lib.sh
+
+bash -eu ./kubelet-up.sh 'featureGates: {MemoryQoS: true}' 'cpuManagerPolicy: static' 'reservedSystemCPUs: "0"'
+trap 'kubectl delete pod --all --grace-period=0 --force > /dev/null 2>&1; systemctl stop vm-kubelet vm-apiserver vm-etcd' EXIT
+
+# pod NAME RESOURCES
+pod() {
+	kubectl apply -f - <<END
+apiVersion: v1
+kind: Pod
+metadata: {name: $1}
+spec:
+  nodeName: vm
+  terminationGracePeriodSeconds: 0
+  automountServiceAccountToken: false
+  enableServiceLinks: false
+  containers:
+  - name: main
+    image: busybox:latest
+    imagePullPolicy: Never
+    command: [sleep, "1000000"]
+    resources: $2
+END
+}
+pod pinned '{requests: {cpu: 1, memory: 64Mi}, limits: {cpu: 1, memory: 64Mi}}'
+pod burst '{requests: {cpu: 100m, memory: 32Mi}, limits: {cpu: 300m, memory: 128Mi}}'
+await 180 kubectl wait --for=condition=Ready pod/pinned pod/burst --timeout=10s
+
+# expect POD FILE VALUE
+expect() {
+	local got
+	for _ in $(seq 60); do
+		got=$(value "$1" "$2")
+		[ "$got" != "$3" ] || return 0
+		sleep 0.5
+	done
+	echo "WRONG: $1: $2 is $got, want $3"
+	wrong=1
+}
+# page BYTES: rounds down to pages
+page() { echo $(($1 / 4096 * 4096)); }
+total=$(awk '/^MemTotal:/ { print $2 * 1024 }' /proc/meminfo)
+swap=$(awk '/^SwapTotal:/ { print $2 * 1024 }' /proc/meminfo)
+mib=1048576
+
+expect_all() {
+	expect pinned memory.max $((64 * mib))
+	expect pinned memory.swap.max 0
+	expect pinned cpuset.cpus.effective 1
+	expect pinned memory.oom.group 1
+	expect burst memory.max $((128 * mib))
+	# MemoryQoS: the request and 90 % of the rest
+	expect burst memory.high "$(page $((32 * mib + 96 * mib * 9 / 10)))"
+	expect burst memory.oom.group 1
+	# LimitedSwap: the share of the swap is the request's share of the memory
+	expect burst memory.swap.max "$(page $((32 * mib * (swap / 4096) / (total / 4096))))"
+	expect burst cpu.max "30000 100000"
+	expect burst cpuset.cpus.effective 0
+}
+wrong=
+expect_all
+values pinned > /tmp/pinned.values
+values burst > /tmp/burst.values
+cat /tmp/pinned.values /tmp/burst.values
+
+# same EVENT: the values are as before
+same() {
+	for pod in pinned burst; do
+		if ! values $pod | diff /tmp/$pod.values - > /tmp/values.diff; then
+			echo "WRONG: $pod after $1:"
+			cat /tmp/values.diff
+			wrong=1
+		fi
+	done
+}
+systemctl daemon-reload
+sleep 5
+same "systemctl daemon-reload"
+systemctl daemon-reexec
+sleep 5
+same "systemctl daemon-reexec"
+systemctl restart cri-docker
+await 60 cri-dockerd check --timeout 60s
+sleep 25 # two reconciliations of the CPU manager
+same "a restart of the daemon"
+
+echo "=== resize"
+id=$(kubectl get pod burst -o jsonpath='{.status.containerStatuses[0].containerID}')
+kubectl patch pod burst --subresource resize -p '{"spec": {"containers": [{"name": "main", "resources":
+	{"requests": {"cpu": "200m", "memory": "48Mi"}, "limits": {"cpu": "500m", "memory": "160Mi"}}}]}}'
+expect burst cpu.max "50000 100000"
+expect burst memory.max $((160 * mib))
+expect burst memory.high "$(page $((48 * mib + 112 * mib * 9 / 10)))"
+expect burst memory.oom.group 1
+values burst
+resized() {
+	[ "$(kubectl get pod burst -o jsonpath='{.status.containerStatuses[0].resources.limits.cpu}')" = 500m ] &&
+		[ "$(kubectl get pod burst -o jsonpath='{.status.containerStatuses[0].resources.limits.memory}')" = 160Mi ]
+}
+await 60 resized
+[ "$(kubectl get pod burst -o jsonpath='{.status.containerStatuses[0].containerID}')" = "$id" ] ||
+	fail "the resize restarted the container"
+values pinned | diff /tmp/pinned.values - || fail "the resize changed another pod"
+[ -z "$wrong" ] || fail "wrong values, see above"
