@@ -17,14 +17,16 @@ test: engines ## all tests: units, conformance on both engines, the real kubelet
 	$(GO) vet ./...
 	test -z "$$(gofmt -l cmd internal test)"
 	$(GO) test -race -shuffle=on -timeout 60m ./...
-conformance: engines ## the CRI through gRPC; ENGINE=20.10 or 29 for one engine, ENDPOINT=unix:///… for a runtime that runs already
-	$(GO) test -race -count=1 -timeout 30m ./test/conformance $(if $(ENDPOINT),-endpoint=$(ENDPOINT))
+conformance: $(if $(ENDPOINT),,engines) ## the CRI through gRPC; ENGINE=20.10, 26.1, 29 or all, ENDPOINT=unix:///… for a runtime of this machine that runs already
+	$(GO) test -race -count=1 -timeout $(if $(ENDPOINT),3h,90m) ./test/conformance $(if $(ENDPOINT),-endpoint=$(ENDPOINT))
+conformance-node: deps ## the same through the socket of a node of its own, with the package and the systemd cgroup driver
+	$(GO) test -race -count=1 -v -timeout 90m ./test/conformance -run TestEndpointOfANode -node-tests .
 fuzz: ## fuzz what reads foreign data, each target with some thousand inputs, or for FUZZTIME (30m)
 	hack/fuzz.sh $(FUZZTIME)
 audit: ## known vulnerabilities and insecure patterns
 	hack/audit.sh
-e2e: engines ## the real kubelet; ENGINE=20.10 or 29 for one engine
-	$(GO) test -race -count=1 -timeout 30m ./test/e2e
+e2e: engines ## the real kubelet; ENGINE=20.10, 26.1, 29 or all
+	$(GO) test -race -count=1 -timeout 60m ./test/e2e
 cluster: engines ## a kubeadm cluster of NODES (3): CNI=flannel or bridge, ENGINE=20.10 or 29, KUBERNETES; DRILLS=1 for faults on a node
 	$(GO) test -count=1 -v -timeout 60m ./test/cluster -nodes $(or $(NODES),3) -cni $(or $(CNI),flannel) -full $(if $(DRILLS),-drills)
 e2e-node: engines ## Kubernetes' conformance suite of nodes, the tests of figures; FOCUS='\[NodeConformance\]' PROCS=4 for all of it
@@ -66,5 +68,5 @@ clean: ## remove what was built
 deps:
 	hack/install-deps.sh test
 engines: deps
-	hack/docker29.sh && hack/kubernetes.sh kubelet cluster && hack/cni-plugins.sh
-.PHONY: help vm install uninstall repo chaos load hang bench-heartbeat bench-starts audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint style clean deps engines
+	hack/docker29.sh && $(if $(filter 26.1 all,$(ENGINE)),hack/docker26.sh && )hack/kubernetes.sh kubelet cluster && hack/cni-plugins.sh
+.PHONY: help vm install uninstall conformance-node repo chaos load hang bench-heartbeat bench-starts audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint style clean deps engines

@@ -41,6 +41,7 @@ type Daemon struct {
 	args    []string // the flags of the test; they override own
 	running string   // the program of the running daemon
 	name    string   // of its log and PID files
+	metrics string   // socket of the metrics page
 }
 
 // Connect returns the clients of an external CRI socket, unix:///path.
@@ -94,6 +95,7 @@ func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 		LeaseDir:   filepath.Join(lib, "networks"),
 		engine:     e,
 		name:       name,
+		metrics:    filepath.Join(e.Dir, name+"-metrics.sock"),
 	}
 
 	d.running = d.Program + "-running"
@@ -104,7 +106,7 @@ func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 		"--network-plugin=kubenet",
 		"--cri-dockerd-root-directory=" + filepath.Join(e.Dir, "lib-"+name), "--run-directory=" +
 			filepath.Join(e.Dir, "run"), "--log-level=debug",
-		"--metrics-bind-address=unix://" + filepath.Join(e.Dir, name+"-metrics.sock"),
+		"--metrics-bind-address=unix://" + d.metrics,
 	}
 	if !slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--pod-cidr=") }) { // ranges add up
 		d.own = append(d.own, "--pod-cidr="+PodCIDR)
@@ -159,7 +161,7 @@ func (d *Daemon) Metrics(tb TB) string {
 func (d *Daemon) Get(tb TB, path string) (code int, page string) {
 	tb.Helper()
 	c := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(d.engine.Dir, d.name+"-metrics.sock"))
+		return (&net.Dialer{}).DialContext(ctx, "unix", d.metrics)
 	}, DisableKeepAlives: true}}
 	r, err := c.Get("http://daemon" + path)
 	if err != nil {

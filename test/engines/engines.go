@@ -21,22 +21,6 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// Version is a version of the engine under test.
-type Version string
-
-const (
-	V20 Version = "20.10" // Debian's package docker.io
-	V29 Version = "29"    // built from Go modules by hack/docker29.sh
-)
-
-// Versions returns the engines to test on: both, or the one in the environment variable ENGINE.
-func Versions() []Version {
-	if v := os.Getenv("ENGINE"); v != "" {
-		return []Version{Version(v)}
-	}
-	return []Version{V20, V29}
-}
-
 // TB is the harness's part of testing.TB; a TestMain or a benchmark has its own.
 type TB interface {
 	Helper()
@@ -56,12 +40,16 @@ type Engine struct {
 	Socket       string // of Docker
 	CgroupParent string // of all containers
 
-	pid    int // of its process 1, from outside
-	stdin  io.Closer
-	docker *exec.Cmd
-	bin    string // folder of the engine's programs, "" for the system's
-	flags  []string
+	pid      int // of its process 1, from outside
+	stdin    io.Closer
+	docker   *exec.Cmd
+	bin      string // folder of the engine's programs, "" for the system's
+	flags    []string
+	attached bool // the machine's own engine
 }
+
+// nodeAddress is the address of the engine's node, from setup.sh.
+const nodeAddress = "192.0.2.1"
 
 const startDeadline = 60 * time.Second
 
@@ -89,13 +77,8 @@ func StartPrepared(tb TB, v Version, prepare func(*Engine), flags ...string) *En
 		Dir:          dir,
 		Socket:       filepath.Join(dir, "docker.sock"),
 		CgroupParent: "/cri-test-" + random(),
+		bin:          Programs(tb, v),
 		flags:        flags,
-	}
-	if v == V29 {
-		e.bin = filepath.Join(Cache(), "docker-29")
-		if _, err := os.Stat(filepath.Join(e.bin, "dockerd")); err != nil {
-			tb.Fatalf("Docker 29 is not built; run hack/docker29.sh: %v", err)
-		}
 	}
 
 	tb.Cleanup(func() { e.end(tb) })
@@ -135,7 +118,7 @@ func (e *Engine) namespaces(tb TB) {
 	script := filepath.Join(e.Dir, "setup.sh")
 	WriteProgram(tb, script, setup)
 	cmd := exec.Command("unshare", "-m", "-n", "-p", "--fork", "--mount-proc", "--propagation", "private", "sh", script,
-		e.Dir, helper)
+		e.Dir, helper, e.bin)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		tb.Fatalf("engine: %v", err)
@@ -263,6 +246,10 @@ func (e *Engine) DataRoot() string { return filepath.Join(e.Dir, "data") }
 
 // Command returns a command to run inside the namespaces.
 func (e *Engine) Command(name string, args ...string) *exec.Cmd {
+	if e.attached {
+		return exec.Command(name, args...)
+	}
+
 	cmd := exec.Command("nsenter", append([]string{"-t", strconv.Itoa(e.pid), "-m", "-n", "-p", "--", name},
 		args...)...)
 	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(e.Dir, "bin")+":"+e.bin+
@@ -271,7 +258,12 @@ func (e *Engine) Command(name string, args ...string) *exec.Cmd {
 }
 
 // Path returns the outside path of a file in the namespaces.
-func (e *Engine) Path(inside string) string { return fmt.Sprintf("/proc/%d/root%s", e.pid, inside) }
+func (e *Engine) Path(inside string) string {
+	if e.attached {
+		return inside
+	}
+	return fmt.Sprintf("/proc/%d/root%s", e.pid, inside)
+}
 
 // Plugins is the directory of the newest standard CNI plugins and flannel's, built by
 // hack/cni-plugins.sh.

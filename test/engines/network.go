@@ -28,6 +28,9 @@ func Dial(ctx context.Context, netns, network, addr string) (conn net.Conn, err 
 // NetNS returns the outside path of a network namespace: that of a file inside, or the engine's own
 // with "".
 func (e *Engine) NetNS(inside string) string {
+	if inside == "" && e.attached {
+		return "/proc/self/ns/net"
+	}
 	if inside == "" {
 		return fmt.Sprintf("/proc/%d/ns/net", e.pid)
 	}

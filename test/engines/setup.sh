@@ -1,4 +1,4 @@
-# Process 1 of an engine's namespaces: sh setup.sh DIR HELPER. Gives the node its own directories and a network with a default route.
+# Process 1 of an engine's namespaces: sh setup.sh DIR HELPER [PROGRAMS]. Gives the node its own directories and a network with a default route.
 set -e
 dir=$1
 mount --make-rprivate /
@@ -32,6 +32,10 @@ for f in subuid subgid; do
 	echo nobody:200000:65536 > "$dir/$f"
 	[ ! -e /etc/$f ] || mount --bind "$dir/$f" /etc/$f
 done
+# The C library of engines built for a newer one than the machine's. It serves all programs of the namespaces, because runc executes itself again
+# without its environment.
+lib=/usr/lib/$(uname -m)-linux-gnu
+if [ -n "$3" ] && [ -d "$3/lib" ]; then mount -t overlay -o "ro,lowerdir=$3/lib:$lib" overlay "$lib"; fi
 mount --make-rshared /
 ip link set lo up
 ip link add ext0 type bridge
