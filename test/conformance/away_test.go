@@ -12,8 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"cri-dockerd/test/engines"
 )
 
 // TestExitsWhileTheEngineIsStopped ends containers while dockerd and its managed containerd are
@@ -89,7 +87,7 @@ func (n *node) assertEnd(t *testing.T, id string, want end, restarted time.Time)
 	t.Logf("%s: exit code %d, %s, %s after the engine was started", s.Metadata.Name, s.ExitCode, s.Reason,
 		time.Unix(0, s.FinishedAt).Sub(restarted))
 	// containerd 2 loses the exit code if the container ends while containerd is stopped.
-	if n.eng.Version == engines.V29 && !keepsExitCodes(t) {
+	if n.eng.HasProgram(t, "containerd", "2.0") && !keepsExitCodes(t) {
 		want = end{255, "Error"}
 		restarted = time.Now()
 	}

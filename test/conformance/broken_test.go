@@ -97,13 +97,8 @@ func newCheckedNode(t *testing.T, n *node) *checkedNode {
 		engines.BuildKubelet(t, filepath.Join(n.eng.Dir, "kubelet-"+version), version)
 	}
 
-	engineBin := ""
-	if n.eng.Version == engines.V29 {
-		engineBin = filepath.Join(engines.Cache(), "docker-29")
-	}
-
 	for name, content := range files {
-		content = strings.NewReplacer("DIR", n.eng.Dir, "ENGINE", engineBin).Replace(content)
+		content = strings.NewReplacer("DIR", n.eng.Dir, "ENGINE", n.eng.Bin()).Replace(content)
 		engines.WriteProgram(t, filepath.Join(n.eng.Dir, name), content)
 	}
 

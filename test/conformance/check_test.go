@@ -11,6 +11,7 @@ import (
 // TestCheckPod runs the self-test like an operator, next to the daemon.
 func TestCheckPod(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
+		n.needsProgram(t)
 		out := n.run(t, n.Program, "check", "--pod", "--container-runtime-endpoint=unix://"+n.Socket,
 			"--docker-endpoint=unix://"+n.own(t).Socket)
 		for _, want := range []string{"It works: this page comes from a pod", "check: all 12 steps passed\n"} {
@@ -39,6 +40,7 @@ func TestCheckPod(t *testing.T) {
 // the daemon's. The check creates no pod then.
 func TestCheckPodReportsTheCause(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
+		n.needsProgram(t)
 		missing := filepath.Join(t.TempDir(), "missing.sock")
 		for _, c := range []struct{ daemon, docker, finding string }{
 			{missing, n.own(t).Socket, "daemon"},

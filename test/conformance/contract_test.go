@@ -16,6 +16,6 @@ func TestEngineKeepsTheContract(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer e.Close()
-		enginetest.Contract(t, e, n.cgroupRoot())
+		enginetest.Contract(t, e, n.cgroupParent("contract"))
 	})
 }

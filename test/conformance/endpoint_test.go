@@ -1,18 +1,75 @@
 package conformance
 
 import (
+	"context"
+	"crypto/rand"
+	"flag"
+	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/test/engines"
+	"cri-dockerd/test/nodes"
 )
 
-// TestEndpoint runs this suite on a socket, as with the runtime of another project. Tests without
-// an engine of their own pass.
+// endpointNode connects to the runtime at -endpoint. With Docker it also uses the engine.
+var endpointNode = sync.OnceValue(func() *node {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+
+	n := &node{Daemon: engines.Connect(all, *endpoint), image: *shellImage, groups: "/critest" + rand.Text()[:8]}
+	v, err := n.Runtime.Version(ctx, &runtimeapi.VersionRequest{})
+	if err != nil {
+		all.Fatalf("%s: %v", *endpoint, err)
+	}
+
+	if v.RuntimeName == "docker" {
+		n.eng = engines.Attach(all, *dockerSocket)
+		n.Daemon = n.eng.AttachedDaemon(all, strings.TrimPrefix(*endpoint, "unix://"), *runDir)
+		n.groups = n.eng.CgroupParent
+		n.unrelated = append(slices.Collect(maps.Keys(n.networkFiles())), n.unknownPins()...)
+	}
+
+	c, err := n.Runtime.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{})
+	n.slices = err == nil && c.GetLinux().GetCgroupDriver() == runtimeapi.CgroupDriver_SYSTEMD
+	n.addImage(ctx)
+
+	return n
+})
+
+// addImage provides the image of the tests.
+func (n *node) addImage(ctx context.Context) {
+	if n.image == "" && n.eng != nil {
+		n.image = n.eng.ImportBusybox(all)
+	}
+	if n.image == "" {
+		n.image = "busybox:latest"
+	}
+
+	spec := &runtimeapi.ImageSpec{Image: n.image}
+	s, err := n.Image.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec})
+	if err == nil && s.Image == nil {
+		_, err = n.Image.PullImage(ctx, &runtimeapi.PullImageRequest{Image: spec})
+	}
+
+	if err != nil {
+		all.Fatalf("%s: image %s: %v", *endpoint, n.image, err)
+	}
+}
+
+// TestEndpoint runs this suite on a socket, as on a node in use. Tests pass if they do not stop or
+// reconfigure the engine or the daemon.
 func TestEndpoint(t *testing.T) {
 	pass := []string{"TestPodLifecycle", "TestContainerLifecycle", "TestListContainers", "TestProcess", "TestUser",
-		"TestExecSync", "TestExecStream", "TestPidTarget", "TestUnknownIDs"}
-	skip := []string{"TestOneShimPerPod", "TestCDI"}
+		"TestExecSync", "TestExecStream", "TestPidTarget", "TestUnknownIDs", "TestCDI", "TestResources"}
+	skip := []string{"TestOneShimPerPod", "TestReload"}
 
 	each(t, func(t *testing.T, n *node) {
 		self, err := os.Executable()
@@ -20,7 +77,8 @@ func TestEndpoint(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		out := n.run(t, self, "-test.v", "-endpoint=unix://"+n.Socket, "-image="+n.image,
+		out := n.run(t, self, "-test.v", "-endpoint=unix://"+n.Socket, "-docker="+n.own(t).Socket,
+			"-run-directory="+filepath.Dir(n.PinDir),
 			"-test.run=^("+strings.Join(slices.Concat(pass, skip), "|")+")$")
 		for _, name := range pass {
 			if want := "--- PASS: " + name; !strings.Contains(out, want) {
@@ -34,4 +92,45 @@ func TestEndpoint(t *testing.T) {
 			}
 		}
 	})
+}
+
+var nodeTests = flag.String("node-tests",
+	"TestVersion|TestCgroupParent|TestResources|TestHugepages|TestNestedGroups|TestStats|TestMetrics$|TestOOMKilled",
+	"tests of TestEndpointOfANode")
+
+// nodeNetwork is a pod network with the standard plugins.
+const nodeNetwork = `{"cniVersion": "1.0.0", "name": "test", "plugins": [
+	{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+		"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.99.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+	{"type": "portmap", "capabilities": {"portMappings": true}}]}`
+
+// TestEndpointOfANode runs this suite on the socket of a node with the package, its units, and the
+// systemd cgroup driver. Only tests that stop or reconfigure the engine or the daemon may be
+// skipped.
+func TestEndpointOfANode(t *testing.T) {
+	t.Parallel()
+	skipAtEndpoint(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	n := nodes.StartWithDaemon(t, nodes.Config{
+		Driver: "systemd",
+		Files:  map[string]string{"/etc/cni/net.d/10-test.conflist": nodeNetwork},
+	})
+	n.Copy(t, self, "/tmp/conformance.test")
+	out, err := n.Try("/tmp/conformance.test", "-test.v", "-test.timeout=3h", "-endpoint="+nodes.Endpoint,
+		"-test.run="+*nodeTests)
+	t.Log(out)
+	if err != nil {
+		t.Error(err)
+	}
+
+	if skipped, want := strings.Count(out, "--- SKIP: "), strings.Count(out, needsPrivate); skipped != want {
+		t.Errorf("%d tests were skipped, want only the %d that need an engine of their own", skipped, want)
+	}
+	if !strings.Contains(out, "--- PASS: ") {
+		t.Error("no test ran")
+	}
 }

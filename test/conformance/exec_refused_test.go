@@ -9,8 +9,6 @@ import (
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"cri-dockerd/test/engines"
 )
 
 // refusedFiles creates files of every kind refused by execve(2). The script runs in the container.
@@ -97,7 +95,7 @@ func refusedToUser(t *testing.T, n *node) {
 	cc.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/host"}}
 	id := n.startConfig(t, n.runPod(t, cfg), cfg, cc)
 	n.assertRefused(t, id, "/host/locked", 126)
-	if n.eng.Version == engines.V29 {
+	if n.own(t).HasProgram(t, "runc", "1.2") {
 		// runc 1.2 and later still have CAP_DAC_OVERRIDE at execve(2). The shell runs and cannot
 		// read the script.
 		return

@@ -60,7 +60,7 @@ func TestExecSyncTimeoutKillsTheTree(t *testing.T) {
 			t.Errorf("ExecSync: %v", err)
 		}
 
-		if d := time.Since(begin); d > 5*time.Second {
+		if d := time.Since(begin); d > scaled(5*time.Second) {
 			t.Errorf("ExecSync returned after %v, want about 1 s", d)
 		}
 
@@ -96,7 +96,7 @@ func (n *node) stream(t *testing.T, raw string) *websocket.Conn {
 	}
 
 	t.Cleanup(func() { c.Close() })
-	if err := c.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(scaled(20 * time.Second))); err != nil {
 		t.Fatal(err)
 	}
 

@@ -57,7 +57,7 @@ func (h *hangNode) restart(t *testing.T) {
 	h.Kill(t)
 	begin := time.Now()
 	h.Restart(t)
-	if d := time.Since(begin); d > startLimit {
+	if d := time.Since(begin); d > scaled(startLimit) {
 		t.Errorf("the daemon was ready after %s, want at most %s", d, startLimit)
 	} else {
 		t.Logf("the daemon was ready after %s", d)
@@ -156,7 +156,7 @@ func (h *hangNode) assertStatusLatency(t *testing.T, name string) {
 	slices.Sort(took)
 	p99, most := took[len(took)*99/100-1], took[len(took)-1]
 	t.Logf("%s: Status p99 %s, at most %s", name, p99, most)
-	if *strict && p99 > strictStatus || most > laxStatus {
+	if *strict && p99 > strictStatus || most > scaled(laxStatus) {
 		t.Errorf("%s: latency of Status is %s at the 99th percentile and at most %s", name, p99, most)
 	}
 }

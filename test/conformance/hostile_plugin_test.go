@@ -180,7 +180,7 @@ func openOutput(t *testing.T, c *cniNode) {
 	cfg := c.podConfig(t)
 	began := time.Now()
 	id := c.runPod(t, cfg)
-	if took := time.Since(began); took > 10*time.Second {
+	if took := time.Since(began); took > scaled(10*time.Second) {
 		t.Errorf("RunPodSandbox took %v", took)
 	}
 

@@ -65,7 +65,7 @@ func (n *node) imageFS(t *testing.T) (image, container *runtimeapi.FilesystemUsa
 // TestImageFsInfo checks that the usage follows a pull, the writes of a container and their
 // removal, and that the mount point exists.
 func TestImageFsInfo(t *testing.T) {
-	eachFresh(t, func(t *testing.T, n *node) {
+	eachAlone(t, func(t *testing.T, n *node) {
 		pod := n.podConfig(t)
 		sandbox := n.runPod(t, pod)
 		c := n.start(t, sandbox, pod, sh("sleep 1000"))

@@ -75,7 +75,7 @@ func (n *node) imageMounts(t *testing.T) []string {
 
 // TestImageVolume mounts images with different numbers of layers and sub-paths.
 func TestImageVolume(t *testing.T) {
-	eachFresh(t, func(t *testing.T, n *node) {
+	eachAlone(t, func(t *testing.T, n *node) {
 		pod := n.podConfig(t)
 		sandbox := n.runPod(t, pod)
 		for _, layers := range []int{1, 2, 60} {

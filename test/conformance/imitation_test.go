@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-
-	"cri-dockerd/test/engines"
 )
 
 // imitationSource is a program of another user. With IMITATION in its environment it waits, and
@@ -171,7 +169,7 @@ func TestImitations(t *testing.T) {
 			}
 
 			if s := string(out); strings.Contains(s, "evil") || strings.Contains(s, "imitation") ||
-				strings.Contains(s, "\x1b") || len(out) == 0 || time.Since(began) > 10*time.Second {
+				strings.Contains(s, "\x1b") || len(out) == 0 || time.Since(began) > scaled(10*time.Second) {
 				t.Errorf("%v after %s printed:\n%q", args, time.Since(began), s)
 			}
 		}
@@ -219,12 +217,10 @@ func TestSocketsOfOtherUsers(t *testing.T) {
 			})
 		}
 
-		if n.eng.Version == engines.V29 { // takeover uses the same client on both
-			cmd := p.command(p.program, "takeover", "--dry-run", "--docker-endpoint=unix://"+moved)
-			out, err := cmd.CombinedOutput()
-			if err == nil || !strings.Contains(string(out), "a process of user 65534 listens") {
-				t.Errorf("takeover: %v\n%s", err, out)
-			}
+		cmd := p.command(p.program, "takeover", "--dry-run", "--docker-endpoint=unix://"+moved)
+		out, err := cmd.CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "a process of user 65534 listens") {
+			t.Errorf("takeover: %v\n%s", err, out)
 		}
 	})
 }

@@ -99,7 +99,7 @@ func TestKubeletReads(t *testing.T) {
 	eachFresh(t, func(t *testing.T, n *node) {
 		r := n.readAsKubelet(t)
 		cfg := n.podConfig(t)
-		cfg.Linux.CgroupParent = n.cgroupRoot() + "/pod" + cfg.Metadata.Uid
+		cfg.Linux.CgroupParent = n.cgroupParent("pod" + cfg.Metadata.Uid)
 		pod := n.runPod(t, cfg)
 		for name, command := range map[string][]string{
 			"running":   sh("sleep 1000"),

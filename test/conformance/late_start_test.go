@@ -75,13 +75,11 @@ func (n *node) createLimited(
 		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}},
 	}
 	id = n.create(t, pod, cfg, cc)
-	if n.run(t, "sh", "-c", "ls -d /sys/fs/cgroup/hugetlb 2>/dev/null || true") == "" {
+	if !n.hasHugepageLimits(t) {
 		return id, func() bool { return n.containerStatus(t, id).State == runtimeapi.ContainerState_CONTAINER_EXITED }
 	}
 
-	return id, func() bool {
-		return strings.TrimSpace(n.exec(t, id, "cat", "/sys/fs/cgroup/hugetlb/hugetlb.2MB.limit_in_bytes")) == "4194304"
-	}
+	return id, func() bool { return n.hugepageLimit(t, id, "2MB") == "4194304" }
 }
 
 // createPrinter creates a container that prints a line. The returned function reports whether its
@@ -105,7 +103,6 @@ func (n *node) createPrinter(
 // run.
 func TestLateStart(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
-		n.needsV1(t)
 		p := n.newProxy(t)
 		n = n.withDaemon(t, "--docker-endpoint=unix://"+p.socket, "--container-log=json-file")
 		cfg := n.podConfig(t)

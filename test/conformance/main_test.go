@@ -1,15 +1,11 @@
 package conformance
 
 import (
-	"context"
 	"flag"
 	"fmt"
 	"os"
 	"sync"
 	"testing"
-	"time"
-
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/test/engines"
 )
@@ -17,9 +13,12 @@ import (
 // Flags to test an existing runtime instead of private engines.
 var (
 	endpoint = flag.String("endpoint", "",
-		"test the runtime at this CRI socket (unix:///…); tests that need an engine of their own are skipped")
-	shellImage = flag.String("image", "busybox:latest",
-		"with -endpoint: an image with busybox's programs; it is pulled if it is missing")
+		"test the runtime at this CRI socket (unix:///…) of this machine; tests that stop or reconfigure the engine "+
+			"or the daemon are skipped")
+	runDir       = flag.String("run-directory", "/run/cri-dockerd", "with -endpoint: --run-directory of the daemon")
+	dockerSocket = flag.String("docker", "/var/run/docker.sock", "with -endpoint: Docker's socket")
+	shellImage   = flag.String("image", "", "with -endpoint: an image with busybox's programs; it is pulled if it is "+
+		"missing. The default is busybox:latest, with Docker an image of this machine's busybox")
 )
 
 // shared is the node of all tests on one engine version.
@@ -28,7 +27,7 @@ type shared struct {
 	node *node
 }
 
-var nodes = map[engines.Version]*shared{engines.V20: {}, engines.V29: {}}
+var sharedNodes = map[engines.Version]*shared{engines.V20: {}, engines.V26: {}, engines.V29: {}}
 
 // suite is the TB of resources with the lifetime of the whole test binary.
 type suite struct {
@@ -70,32 +69,12 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// start starts an engine with a daemon.
-func start(tb engines.TB, v engines.Version) *node {
-	e := engines.Start(tb, v)
-	n := &node{eng: e, image: e.ImportBusybox(tb)}
-	n.Daemon = e.Daemon(tb)
-
-	return n
+// newNode returns a node with a private engine and without a daemon.
+func newNode(tb engines.TB, v engines.Version, flags ...string) *node {
+	tb.Helper()
+	e := engines.Start(tb, v, flags...)
+	return &node{eng: e, image: e.ImportBusybox(tb), groups: e.CgroupParent}
 }
-
-// endpointNode connects to the runtime at -endpoint and pulls the test image if it is missing.
-var endpointNode = sync.OnceValue(func() *node {
-	n := &node{Daemon: engines.Connect(all, *endpoint), image: *shellImage}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	defer cancel()
-
-	spec := &runtimeapi.ImageSpec{Image: n.image}
-	if s, err := n.Image.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec}); err != nil {
-		all.Fatalf("%s: %v", *endpoint, err)
-	} else if s.Image == nil {
-		if _, err := n.Image.PullImage(ctx, &runtimeapi.PullImageRequest{Image: spec}); err != nil {
-			all.Fatalf("%s: pull %s: %v", *endpoint, n.image, err)
-		}
-	}
-
-	return n
-})
 
 // each runs a test on the shared node of every engine version, in parallel with other tests, or on
 // the runtime at -endpoint.
@@ -109,8 +88,12 @@ func each(t *testing.T, test func(*testing.T, *node)) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
 			t.Parallel()
-			s := nodes[v]
-			s.once.Do(func() { s.node = start(all, v) })
+			s := sharedNodes[v]
+			s.once.Do(func() {
+				n := newNode(all, v)
+				n.Daemon = n.eng.Daemon(all)
+				s.node = n
+			})
 			if s.node == nil {
 				t.Fatal("an earlier test failed to start the shared node")
 			}
@@ -119,19 +102,24 @@ func each(t *testing.T, test func(*testing.T, *node)) {
 	}
 }
 
+// skipAtEndpoint skips a test that starts engines or daemons of its own.
+func skipAtEndpoint(t *testing.T) {
+	t.Helper()
+	if *endpoint != "" {
+		t.Skip(needsPrivate)
+	}
+}
+
 // eachEngine runs a test on a new engine of every version, started with additional dockerd flags.
 // It starts no daemon.
 func eachEngine(t *testing.T, test func(*testing.T, *node), flags ...string) {
 	t.Parallel()
-	if *endpoint != "" {
-		t.Skip("needs an engine of its own; not with -endpoint")
-	}
+	skipAtEndpoint(t)
 
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
 			t.Parallel()
-			e := engines.Start(t, v, flags...)
-			test(t, &node{eng: e, image: e.ImportBusybox(t)})
+			test(t, newNode(t, v, flags...))
 		})
 	}
 }
@@ -144,9 +132,21 @@ func eachFresh(t *testing.T, test func(*testing.T, *node)) {
 	})
 }
 
+// eachAlone runs a test on a new node of every engine version or, before all parallel tests, on the
+// runtime at -endpoint.
+func eachAlone(t *testing.T, test func(*testing.T, *node)) {
+	if *endpoint != "" {
+		test(t, endpointNode())
+		return
+	}
+	eachFresh(t, test)
+}
+
 // withDaemon starts another daemon on the engine of a node. A node has at most one running daemon.
 func (n *node) withDaemon(t *testing.T, args ...string) *node {
 	t.Helper()
-	eng := n.own(t)
-	return &node{Daemon: eng.Daemon(t, args...), eng: eng, image: n.image}
+	other := *n
+	other.Daemon = n.private(t).Daemon(t, args...)
+
+	return &other
 }

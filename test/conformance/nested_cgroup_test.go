@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"fmt"
+	"path"
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -11,9 +12,8 @@ import (
 // nested cgroup and starts processes in others, like docker-in-docker and systemd.
 func TestNestedGroups(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		n.needsV1(t)
 		cfg := n.podConfig(t)
-		cfg.Linux.CgroupParent = n.cgroupRoot() + "/pod" + cfg.Metadata.Uid
+		cfg.Linux.CgroupParent = n.cgroupParent("pod" + cfg.Metadata.Uid)
 		cfg.Linux.SecurityContext.Privileged = true
 		pod := n.runPod(t, cfg)
 
@@ -26,21 +26,32 @@ func TestNestedGroups(t *testing.T) {
 	})
 }
 
+// nestedGroups is a script with the groups of its init and of its other process, and the parent of
+// the latter. On cgroup v2, inner groups have controllers and no processes.
+const nestedGroups = `cd /sys/fs/cgroup
+	if [ -e cgroup.procs ]; then
+		hierarchies=.
+		mkdir -p %[1]s %[2]s && echo 1 > %[1]s/cgroup.procs
+		for g in . %[3]s; do echo +memory +cpu > $g/cgroup.subtree_control; done
+	else
+		hierarchies=$(ls)
+		for h in $hierarchies; do
+			mkdir -p $h/%[1]s $h/%[2]s 2>/dev/null && echo 1 > $h/%[1]s/cgroup.procs
+		done 2>/dev/null
+	fi
+	export hierarchies
+	sh -c 'for h in $hierarchies; do echo $$ > $h/%[2]s/cgroup.procs; done 2>/dev/null
+		mount -t tmpfs none /dev/shm && dd if=/dev/zero of=/dev/shm/used bs=1M count=100 2>/dev/null
+		touch /ready; while :; do :; done' &
+	while :; do sleep 1; done`
+
 // testNestedGroups runs an init that moves to another cgroup, and a process in a sibling group that
 // uses memory and CPU. The init stays where it is in the cpuset hierarchy, because a cpuset without
 // CPUs takes no process.
 func testNestedGroups(
 	t *testing.T, n *node, pod string, cfg *runtimeapi.PodSandboxConfig, name, initGroup, appGroup string,
 ) {
-	const script = `cd /sys/fs/cgroup && for h in *; do
-			mkdir -p $h/%[1]s $h/%[2]s 2>/dev/null && echo 1 > $h/%[1]s/cgroup.procs
-		done 2>/dev/null
-		sh -c 'for h in *; do echo $$ > $h/%[2]s/cgroup.procs; done 2>/dev/null
-			mount -t tmpfs none /dev/shm && dd if=/dev/zero of=/dev/shm/used bs=1M count=100 2>/dev/null
-			touch /ready; while :; do :; done' &
-		while :; do sleep 1; done`
-
-	cc := n.containerConfig(sh(fmt.Sprintf(script, initGroup, appGroup)))
+	cc := n.containerConfig(sh(fmt.Sprintf(nestedGroups, initGroup, appGroup, path.Dir(appGroup))))
 	cc.Metadata.Name, cc.LogPath = name, name+"_0.log"
 	cc.Linux.SecurityContext.Privileged = true
 	cc.Linux.Resources = &runtimeapi.LinuxContainerResources{
@@ -59,8 +70,14 @@ func testNestedGroups(
 		return err == nil && r.ExitCode == 0
 	})
 
-	for file, want := range map[string]string{"1": "/" + initGroup, "self": ""} {
-		got := n.exec(t, id, "sh", "-c", "grep :memory: /proc/"+file+"/cgroup | sed 's/.*"+id+"//'")
+	execGroup, entry := "", ":memory:"
+	if n.hasV2(t) { // runc uses the group of the init if that of the container takes no process
+		execGroup, entry = "/"+initGroup, "^0:"
+	}
+
+	for file, want := range map[string]string{"1": "/" + initGroup, "self": execGroup} {
+		got := n.exec(t, id, "sh", "-c",
+			"grep "+entry+" /proc/"+file+"/cgroup | sed 's/^[^:]*:[^:]*://; s/.*"+id+"[^/]*//'")
 		if got != want+"\n" {
 			t.Errorf("process %s is in cgroup %q of its container, want %q", file, got, want)
 		}

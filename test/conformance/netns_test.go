@@ -86,7 +86,7 @@ func (n *node) assertNoCapabilities(t *testing.T, id string) {
 
 // TestOwnNetNS checks addresses, files and sysctls of pods in namespaces of the daemon.
 func TestOwnNetNS(t *testing.T) {
-	eachFresh(t, func(t *testing.T, n *node) {
+	eachAlone(t, func(t *testing.T, n *node) {
 		if c := n.netnsCondition(t); !c.Status || c.Reason != "CreatedByDaemon" {
 			t.Errorf("condition PodNetworkNamespaces: %v, want reason CreatedByDaemon", c)
 		}

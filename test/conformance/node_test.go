@@ -13,8 +13,12 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,25 +31,38 @@ import (
 // socket.
 type node struct {
 	*engines.Daemon
-	eng   *engines.Engine // nil with -endpoint
-	image string          // with a shell
+	eng       *engines.Engine // nil with -endpoint of another runtime than Docker
+	image     string          // with a shell
+	groups    string          // parent cgroup of all pods
+	slices    bool            // the cgroup driver is systemd
+	unrelated []string        // files at the start of the tests, of the node's other pods
 }
 
-// own returns the engine, for tests that inspect or change it directly. It skips the test with
-// -endpoint.
+// own returns the engine, for tests that inspect it directly.
 func (n *node) own(t *testing.T) *engines.Engine {
 	t.Helper()
 	if n.eng == nil {
-		t.Skip("needs an engine of its own; not with -endpoint")
+		t.Skip("needs Docker")
 	}
 	return n.eng
 }
 
-// needsV1 skips the test on a machine without cgroup v1.
-func (n *node) needsV1(t *testing.T) {
+// private returns the engine, for tests that stop or reconfigure it or its daemon.
+func (n *node) private(t *testing.T) *engines.Engine {
 	t.Helper()
-	if !strings.Contains(n.run(t, "cat", "/proc/self/cgroup"), ":memory:") {
-		t.Skip("needs cgroup v1")
+	if n.own(t).Attached() {
+		t.Skip(needsPrivate)
+	}
+	return n.eng
+}
+
+const needsPrivate = "stops or reconfigures an engine or a daemon; not with -endpoint"
+
+// needsProgram skips the test on a node with another runtime, or with a daemon outside of PATH.
+func (n *node) needsProgram(t *testing.T) {
+	t.Helper()
+	if n.own(t); n.Program == "" {
+		t.Skip("needs cri-dockerd in PATH")
 	}
 }
 
@@ -59,19 +76,36 @@ func needsPressure(t *testing.T) {
 	}
 }
 
-// engineSeries returns the release series of the engine, such as "20.10".
-func engineSeries(t *testing.T, n *node) string { return string(n.own(t).Version) }
-
-// eventually waits until cond holds and fails the test after 20 seconds.
+// eventually waits until cond holds and fails the test after 20 seconds, or more on a slow machine.
 func eventually(t *testing.T, condition string, cond func() bool) {
 	t.Helper()
 	if !within(20*time.Second, cond) {
-		t.Fatalf("timed out after 20 s waiting for: %s", condition)
+		t.Fatalf("timed out after %s waiting for: %s", scaled(20*time.Second), condition)
 	}
 }
 
-// within reports whether cond holds before d has passed.
-func within(d time.Duration, cond func() bool) bool { return engines.Within(d, cond) }
+// within reports whether cond holds before d has passed, or more on a slow machine.
+func within(d time.Duration, cond func() bool) bool { return engines.Within(scaled(d), cond) }
+
+// scaled returns a duration on a usual machine, longer on a slow one.
+func scaled(d time.Duration) time.Duration { return time.Duration(slowness() * float64(d)) }
+
+// slowness is the factor by which this machine is slower than a usual one, between 1 and 10. An
+// emulated processor takes more than ten times as long to start a process. The fastest of several
+// starts counts, because others may wait for the processor.
+var slowness = sync.OnceValue(func() float64 {
+	const usual = 4 * time.Millisecond // under load, with the race detector
+	fastest := time.Hour
+	for range 20 {
+		begin := time.Now()
+		if err := exec.Command("/bin/true").Run(); err != nil {
+			return 1
+		}
+		fastest = min(fastest, time.Since(begin))
+	}
+
+	return min(max(1, float64(fastest)/float64(usual)), 10)
+})
 
 // sh returns the command line of a shell script.
 func sh(script string) []string { return []string{"sh", "-c", script} }
@@ -88,7 +122,7 @@ func (n *node) DialContext(ctx context.Context, network, addr string) (net.Conn,
 func (n *node) tempDir(t *testing.T) string {
 	t.Helper()
 	if n.eng == nil {
-		return t.TempDir()
+		return t.TempDir() // on this machine
 	}
 
 	dir, err := os.MkdirTemp(n.eng.Dir, "t")
@@ -99,10 +133,15 @@ func (n *node) tempDir(t *testing.T) string {
 	return dir
 }
 
-// run runs a command in the engine's namespaces.
+// run runs a command in the engine's namespaces, or on this machine.
 func (n *node) run(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	out, err := n.own(t).Command(name, args...).CombinedOutput()
+	cmd := exec.Command(name, args...)
+	if n.eng != nil {
+		cmd = n.eng.Command(name, args...)
+	}
+
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
 	}
@@ -118,7 +157,7 @@ func (n *node) docker(t *testing.T, args ...string) string {
 // get returns the body of a page in the engine's network namespace, or "" on any error.
 func (n *node) get(addr string) string {
 	c := http.Client{
-		Timeout:   2 * time.Second,
+		Timeout:   scaled(2 * time.Second),
 		Transport: &http.Transport{DialContext: n.DialContext, DisableKeepAlives: true},
 	}
 
@@ -133,12 +172,30 @@ func (n *node) get(addr string) string {
 	return string(b)
 }
 
-// cgroupRoot returns the parent cgroup of this engine's pods.
-func (n *node) cgroupRoot() string {
-	if n.eng == nil {
-		return ""
+// cgroupParent returns the parent of a pod's containers in the form of the kubelet for the cgroup
+// driver: /root/burstable/podUID, or /root.slice/root-burstable.slice/root-burstable-podUID.slice
+// with underscores in place of dashes.
+func (n *node) cgroupParent(levels ...string) string {
+	if !n.slices {
+		return path.Join(append([]string{n.groups}, levels...)...)
 	}
-	return n.eng.CgroupParent
+
+	name := strings.TrimPrefix(n.groups, "/")
+	parent := "/" + name + ".slice"
+	for _, l := range levels {
+		name += "-" + strings.ReplaceAll(l, "-", "_")
+		parent += "/" + name + ".slice"
+	}
+
+	return parent
+}
+
+// containerGroup returns the cgroup of a container below the parent of its pod.
+func (n *node) containerGroup(cfg *runtimeapi.PodSandboxConfig, id string) string {
+	if n.slices {
+		return cfg.Linux.CgroupParent + "/docker-" + id + ".scope"
+	}
+	return cfg.Linux.CgroupParent + "/" + id
 }
 
 // podConfig returns the configuration of a small pod with a unique name.
@@ -156,7 +213,7 @@ func (n *node) podConfig(t *testing.T) *runtimeapi.PodSandboxConfig {
 		Hostname:     "pod-" + id,
 		LogDirectory: filepath.Join(n.tempDir(t), "default_pod-"+id+"_uid-"+id),
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			CgroupParent: n.cgroupRoot() + "/pod" + id,
+			CgroupParent: n.cgroupParent("pod" + id),
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
 				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
 			},
@@ -353,32 +410,34 @@ func (n *node) leftovers(t *testing.T, cfg *runtimeapi.PodSandboxConfig) string 
 		}
 	}
 
-	for _, dir := range []string{n.PinDir, n.CacheDir, n.PendingDir, filepath.Join(n.LeaseDir, "*")} {
-		files, err := filepath.Glob(filepath.Join(dir, "*"))
-		if err != nil {
-			t.Fatal(err)
-		}
-
-		for _, f := range files {
-			if b, _ := os.ReadFile(f); strings.Contains(string(b), cfg.Metadata.Uid) ||
-				hasUnknownID(filepath.Base(f)+" "+string(b), known) {
-				remaining = append(remaining, f)
-			}
+	for f, text := range n.networkFiles() {
+		if !slices.Contains(n.unrelated, f) &&
+			(strings.Contains(text, cfg.Metadata.Uid) || hasUnknownID(filepath.Base(f)+" "+text, known)) {
+			remaining = append(remaining, f)
 		}
 	}
 
-	return strings.Join(append(remaining, n.unknownPins(t)...), "; ")
+	return strings.Join(append(remaining, n.unknownPins()...), "; ")
+}
+
+// networkFiles returns the content of the files about the networks of all pods, by path.
+func (n *node) networkFiles() map[string]string {
+	content := map[string]string{}
+	for _, dir := range []string{n.PinDir, n.CacheDir, n.PendingDir, filepath.Join(n.LeaseDir, "*")} {
+		files, _ := filepath.Glob(filepath.Join(dir, "*")) // the pattern is valid
+		for _, f := range files {
+			b, _ := os.ReadFile(f)
+			content[f] = string(b)
+		}
+	}
+
+	return content
 }
 
 // unknownPins returns pinned network namespaces without a record of the daemon.
-func (n *node) unknownPins(t *testing.T) (lost []string) {
-	t.Helper()
-	pins, err := filepath.Glob(n.eng.Path("/run/netns/cni-*"))
-	if err != nil {
-		t.Fatal(err)
-	}
-
+func (n *node) unknownPins() (lost []string) {
 	known := map[string]bool{}
+	pins, _ := filepath.Glob(n.eng.Path("/run/netns/cni-*"))
 	links, _ := filepath.Glob(filepath.Join(n.PinDir, "*"))
 	for _, l := range links {
 		target, _ := os.Readlink(l)
@@ -386,7 +445,7 @@ func (n *node) unknownPins(t *testing.T) (lost []string) {
 	}
 
 	for _, p := range pins {
-		if !known[filepath.Base(p)] {
+		if !known[filepath.Base(p)] && !slices.Contains(n.unrelated, p) {
 			lost = append(lost, p)
 		}
 	}
@@ -431,7 +490,7 @@ func hasUnknownID(text string, known map[string]bool) bool {
 // assertNoLeftovers fails if objects or files of a pod remain on the engine or the node.
 func (n *node) assertNoLeftovers(t *testing.T, cfg *runtimeapi.PodSandboxConfig) {
 	t.Helper()
-	if n.eng == nil { // the engine is not accessible
+	if n.eng == nil { // the places are Docker's and the daemon's
 		return
 	}
 

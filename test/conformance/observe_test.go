@@ -102,7 +102,7 @@ func TestDaemonMetrics(t *testing.T) {
 // TestReload sends SIGHUP: the daemon reads everything again and does not affect pods.
 func TestReload(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		n.own(t)
+		n.private(t)
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		c := n.start(t, pod, cfg, []string{"sleep", "1000"})

@@ -259,14 +259,14 @@ func TestHangingEngine(t *testing.T) {
 		n.own(t).Signal(t, "STOP")
 		begin := time.Now()
 		eventually(t, "RuntimeReady false", func() bool { ok, _ := n.runtimeReady(t); return !ok })
-		if d := time.Since(begin); d > 20*time.Second {
+		if d := time.Since(begin); d > scaled(20*time.Second) {
 			t.Errorf("RuntimeReady became false after %s, want at most 20 s", d)
 		}
 
 		n.own(t).Signal(t, "CONT")
 		begin = time.Now()
 		eventually(t, "RuntimeReady true", func() bool { ok, _ := n.runtimeReady(t); return ok })
-		if d := time.Since(begin); d > 5*time.Second {
+		if d := time.Since(begin); d > scaled(5*time.Second) {
 			t.Errorf("RuntimeReady became true after %s, want at most 5 s", d)
 		}
 

@@ -67,7 +67,7 @@ func (c *cniNode) awaitPromptly(t *testing.T, condition string, cond func() bool
 	t.Helper()
 	began := time.Now()
 	eventually(t, condition, cond)
-	if took := time.Since(began); took > time.Second {
+	if took := time.Since(began); took > scaled(time.Second) {
 		t.Errorf("%s took %v, want at most 1 s", condition, took)
 	}
 }

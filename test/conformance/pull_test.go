@@ -94,7 +94,8 @@ func TestPullErrors(t *testing.T) {
 			r.Set(repository, rule)
 		}
 
-		plain := registry.Serve(t, n.own(t).Listen(t, "192.0.2.1:0")) // not on loopback, so the engine requires TLS
+		// not on loopback, so the engine requires TLS
+		plain := registry.Serve(t, n.own(t).Listen(t, n.own(t).Address(t)+":0"))
 		for ref, want := range map[string]codes.Code{
 			r.Host + "/app:2":     codes.NotFound,
 			r.Host + "/nothing:1": codes.NotFound,
@@ -347,7 +348,7 @@ func TestPauseImageOfARegistry(t *testing.T) {
 // cause until the engine trusts the authority.
 func TestPullTLS(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		l := n.own(t).Listen(t, "192.0.2.1:0")
+		l := n.own(t).Listen(t, n.own(t).Address(t)+":0")
 		r, authority := registry.ServeTLS(t, l)
 		ref := r.Add(t, "secure", "1", 1, 1000)
 		if _, err := n.pull(t.Context(), ref, nil); status.Code(err) != codes.Unavailable ||
@@ -355,11 +356,12 @@ func TestPullTLS(t *testing.T) {
 			t.Errorf("pull with an unknown authority: %v", err)
 		}
 
-		certs := filepath.Join(n.own(t).Dir, "root/etc/docker/certs.d", r.Host)
+		certs := n.own(t).ConfigFile("/etc/docker/certs.d/" + r.Host)
 		if err := os.MkdirAll(certs, 0o755); err != nil {
 			t.Fatal(err)
 		}
 
+		t.Cleanup(func() { os.RemoveAll(certs) })
 		if err := os.WriteFile(filepath.Join(certs, "ca.crt"), authority, 0o644); err != nil {
 			t.Fatal(err)
 		}

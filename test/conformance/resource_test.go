@@ -2,6 +2,8 @@ package conformance
 
 import (
 	"fmt"
+	"maps"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -10,13 +12,79 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// kernelLimits returns the kernel's limits of a container on cgroup v1: shares, quota, memory,
-// memory and swap, cpuset, and the OOM score of a child of its main process.
+// kernelLimits returns the kernel's limits of a container: shares, quota, memory, memory and swap,
+// cpuset, and the OOM score of a child of its main process.
 func (n *node) kernelLimits(t *testing.T, id string) string {
 	t.Helper()
-	return strings.Join(strings.Fields(n.exec(t, id, "sh", "-c",
-		`cd /sys/fs/cgroup && cat cpu/cpu.shares cpu/cpu.cfs_quota_us \
-		memory/memory.limit_in_bytes memory/memory.memsw.limit_in_bytes cpuset/cpuset.cpus /proc/$(cat /child)/oom_score_adj`)), " ")
+	score := strings.TrimSpace(n.exec(t, id, "sh", "-c", "cat /proc/$(cat /child)/oom_score_adj"))
+	if !n.hasV2(t) {
+		out := n.exec(t, id, "sh", "-c", "cd /sys/fs/cgroup && cat cpu/cpu.shares cpu/cpu.cfs_quota_us "+
+			"memory/memory.limit_in_bytes memory/memory.memsw.limit_in_bytes cpuset/cpuset.cpus")
+		return strings.Join(append(strings.Fields(out), score), " ")
+	}
+
+	f := strings.Split(n.exec(t, id, "sh", "-c",
+		"cd /sys/fs/cgroup && cat cpu.weight cpu.max memory.max memory.swap.max cpuset.cpus"), "\n")
+	if len(f) < 5 {
+		t.Fatalf("limits of the cgroup: %q", f)
+	}
+
+	quota, _, _ := strings.Cut(f[1], " ")
+	if quota == "max" {
+		quota = "-1"
+	}
+
+	memory, swap := atoi(t, f[2]), atoi(t, f[3])
+
+	return fmt.Sprintf("%d %s %d %d %s %s", sharesOf(t, f[0]), quota, memory, memory+swap, f[4], score)
+}
+
+func atoi(t *testing.T, text string) int {
+	t.Helper()
+	i, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+// sharesOf returns the CPU shares of this test for a weight of cgroup v2. runc maps 2 to 262144
+// shares to weights linearly, and from 1.3.2 on along a curve with weight 100 for 1024 shares.
+func sharesOf(t *testing.T, weight string) int {
+	t.Helper()
+	shares, ok := map[string]int{"20": 512, "59": 512, "10": 256, "35": 256}[weight]
+	if !ok {
+		t.Errorf("cpu.weight %s is that of neither 512 nor 256 shares", weight)
+	}
+	return shares
+}
+
+// hasV2 reports whether the node has only cgroup v2.
+func (n *node) hasV2(t *testing.T) bool {
+	t.Helper()
+	return !strings.Contains(n.run(t, "cat", "/proc/self/cgroup"), ":memory:")
+}
+
+// hasHugepageLimits reports whether the node can limit huge pages.
+func (n *node) hasHugepageLimits(t *testing.T) bool {
+	t.Helper()
+	const find = `cd /sys/fs/cgroup
+		if [ -e cgroup.controllers ]; then grep -w hugetlb cgroup.controllers; else ls -d hugetlb; fi 2>/dev/null || true`
+	return n.run(t, "sh", "-c", find) != ""
+}
+
+// hugepageLimit returns the kernel's limit of a container on huge pages of a size, such as 2MB, in
+// bytes.
+func (n *node) hugepageLimit(t *testing.T, id, size string) string {
+	t.Helper()
+	return strings.TrimSpace(n.exec(t, id, "sh", "-c", "cd /sys/fs/cgroup && "+
+		"if [ -d hugetlb ]; then cat hugetlb/hugetlb."+size+".limit_in_bytes; else cat hugetlb."+size+".max; fi"))
+}
+
+// hasPages reports whether the processor has huge pages of this many KiB.
+func (n *node) hasPages(t *testing.T, kib int) bool {
+	t.Helper()
+	return strings.Contains(n.run(t, "ls", "/sys/kernel/mm/hugepages"), fmt.Sprintf("hugepages-%dkB", kib))
 }
 
 // parent returns the configuration of a container with a child process. The PID of the child is in
@@ -102,7 +170,6 @@ func resourceSteps(created *runtimeapi.LinuxContainerResources) []resourceStep {
 // TestResources updates the resources of a container and compares the kernel and ContainerStatus.
 func TestResources(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		n.needsV1(t)
 		cfg := n.podConfig(t)
 		cc := n.parent()
 		cc.Linux.Resources = &runtimeapi.LinuxContainerResources{
@@ -142,12 +209,16 @@ func TestResources(t *testing.T) {
 // container does not change.
 func TestUnsupportedUpdates(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		n.needsV1(t)
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		c := n.start(t, pod, cfg, sh("sleep 1000"))
+		file := "memory.high" // which cgroup v1 lacks
+		if n.hasV2(t) {
+			file = "../memory.high"
+		}
+
 		for field, r := range map[string]*runtimeapi.LinuxContainerResources{
-			"linux.unified": {Unified: map[string]string{"memory.high": "1000"}},
+			"linux.unified": {Unified: map[string]string{file: "1000"}},
 			"linux.hugepage_limits[0].page_size": {
 				HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2 megabytes"}},
 			},
@@ -172,7 +243,7 @@ func TestUnsupportedUpdates(t *testing.T) {
 
 		cc := n.containerConfig(sh("true"))
 		cc.Metadata.Name = "unified"
-		cc.Linux.Resources = &runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.high": "1000"}}
+		cc.Linux.Resources = &runtimeapi.LinuxContainerResources{Unified: map[string]string{file: "1000"}}
 		assertInvalidArgument(t, n.createErr(t, pod, cfg, cc), "config.linux.resources.unified")
 	})
 }
@@ -181,14 +252,18 @@ func TestUnsupportedUpdates(t *testing.T) {
 // pod requests them.
 func TestHugepages(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		n.needsV1(t)
+		limits := []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}}
+		want := map[string]uint64{"2MB": 8 << 20}
+		if n.hasPages(t, 1<<20) {
+			limits = append(limits, &runtimeapi.HugepageLimit{PageSize: "1GB"})
+			want["1GB"] = 0
+		}
+
 		cfg := n.podConfig(t)
 		cc := n.containerConfig(sh("sleep 1000"))
-		cc.Linux.Resources = &runtimeapi.LinuxContainerResources{
-			HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "1GB"}, {PageSize: "2MB", Limit: 4 << 20}},
-		}
+		cc.Linux.Resources = &runtimeapi.LinuxContainerResources{HugepageLimits: limits}
 		pod := n.runPod(t, cfg)
-		if n.run(t, "sh", "-c", "ls -d /sys/fs/cgroup/hugetlb 2>/dev/null || true") == "" {
+		if !n.hasHugepageLimits(t) {
 			c := n.create(t, pod, cfg, cc)
 			_, err := n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c})
 			if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "hugepage_limits[2MB]") {
@@ -198,28 +273,28 @@ func TestHugepages(t *testing.T) {
 		}
 
 		c := n.startConfig(t, pod, cfg, cc)
-		read := func() string {
-			return strings.Join(strings.Fields(n.exec(t, c, "sh", "-c",
-				"cd /sys/fs/cgroup/hugetlb && cat hugetlb.1GB.limit_in_bytes hugetlb.2MB.limit_in_bytes")), " ")
-		}
-		if got := read(); got != "0 4194304" {
-			t.Errorf("limits: %q", got)
+		for _, l := range limits {
+			if got := n.hugepageLimit(t, c, l.PageSize); got != fmt.Sprint(l.Limit) {
+				t.Errorf("limit of %s pages: %q, want %d", l.PageSize, got, l.Limit)
+			}
 		}
 
 		n.update(t, c, &runtimeapi.LinuxContainerResources{
 			HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 8 << 20}},
 		})
-		if got := read(); got != "0 8388608" {
-			t.Errorf("limits after the update: %q", got)
-		}
-
 		reported := map[string]uint64{}
 		for _, l := range n.containerStatus(t, c).GetResources().GetLinux().GetHugepageLimits() {
 			reported[l.PageSize] = l.Limit
 		}
 
-		if len(reported) != 2 || reported["1GB"] != 0 || reported["2MB"] != 8<<20 {
-			t.Errorf("ContainerStatus has %v", reported)
+		for size, limit := range want {
+			if got := n.hugepageLimit(t, c, size); got != fmt.Sprint(limit) {
+				t.Errorf("limit of %s pages after the update: %q, want %d", size, got, limit)
+			}
+		}
+
+		if !maps.Equal(reported, want) {
+			t.Errorf("ContainerStatus has %v, want %v", reported, want)
 		}
 	})
 }

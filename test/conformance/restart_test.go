@@ -71,7 +71,7 @@ func TestEngineDown(t *testing.T) {
 		n.own(t).Kill(t)
 		begin := time.Now()
 		eventually(t, "RuntimeReady false", func() bool { ok, why := ready(); return !ok && why != "" })
-		if d := time.Since(begin); d > 2*time.Second {
+		if d := time.Since(begin); d > scaled(2*time.Second) {
 			t.Errorf("RuntimeReady became false after %v, want at most 2 s", d)
 		}
 

@@ -30,7 +30,7 @@ func (n *node) openSession(t *testing.T, protocol, raw string, stdin, tty bool) 
 	}
 
 	c := n.stream(t, raw)
-	if err := c.SetReadDeadline(time.Now().Add(2 * time.Minute)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(scaled(2 * time.Minute))); err != nil {
 		t.Fatal(err)
 	}
 

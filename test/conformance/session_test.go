@@ -104,7 +104,7 @@ func TestLateExec(t *testing.T) {
 		close(p.release)
 		select {
 		case <-p.ended:
-		case <-time.After(time.Minute):
+		case <-time.After(scaled(time.Minute)):
 			t.Error("the command was not killed within a minute")
 		}
 
@@ -139,7 +139,7 @@ func TestStalledClient(t *testing.T) {
 			n.stop(t, id, 1)
 			n.stopPod(t, pod)
 			n.removePod(t, pod)
-			if took := time.Since(begin); took > 30*time.Second {
+			if took := time.Since(begin); took > scaled(30*time.Second) {
 				t.Errorf("stop and removal took %v, want at most 30 s", took)
 			}
 			if _, end := attached.read(); !strings.Contains(end, "buffer is full") {
@@ -214,7 +214,7 @@ func TestSessionsEndWithTheirContainer(t *testing.T) {
 					select {
 					case status := <-ended:
 						t.Log(status)
-					case <-time.After(30 * time.Second):
+					case <-time.After(scaled(30 * time.Second)):
 						t.Fatal("a session did not end within 30 s")
 					}
 				}
@@ -222,7 +222,7 @@ func TestSessionsEndWithTheirContainer(t *testing.T) {
 				n.stopPod(t, pod)
 				select {
 				case <-forwarded.CloseChan():
-				case <-time.After(30 * time.Second):
+				case <-time.After(scaled(30 * time.Second)):
 					t.Error("the port-forward did not end within 30 s")
 				}
 			})
@@ -284,11 +284,11 @@ func TestControlKeys(t *testing.T) {
 }
 
 // TestTerminalSizeAtStart reads the terminal size in the first command. API 1.42 sets it before the
-// start, API 1.41 of Engine 20.10 shortly after.
+// start, API 1.41 shortly after.
 func TestTerminalSizeAtStart(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		cmd := []string{"stty", "size"}
-		if engineSeries(t, n) == "20.10" {
+		if !n.own(t).HasAPI(t, "1.42") {
 			cmd = sh(`until stty size 2>/dev/null | grep "33 101"; do sleep 0.1; done`)
 		}
 

@@ -37,7 +37,7 @@ func TestOneShimPerPod(t *testing.T) {
 		}
 
 		want := 1
-		if engineSeries(t, n) == "20.10" {
+		if !n.own(t).HasAPI(t, "1.43") {
 			want = 11
 		}
 		if len(shims) != want {
