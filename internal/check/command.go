@@ -74,7 +74,7 @@ Exit code: 0 without failures (there may be warnings), 1 with failures, 2 for a 
 
 	cmd.Flags().BoolVar(&pod, "pod", false, "also run a test pod through the daemon, then remove it")
 	cmd.Flags().DurationVar(&timeout, "timeout", probe.Timeout,
-		"timeout of each probe; increase it on a node under heavy load")
+		"time after which a response of a service is slow")
 	cmd.Flags().StringVarP(&format, "output", "o", formatText, "output format: text or json")
 
 	return cmd

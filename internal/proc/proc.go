@@ -133,6 +133,24 @@ func (f FS) Process(pid int) (Process, error) {
 	return f.read(pid, func(string) bool { return true })
 }
 
+// IsStopped reports whether p is stopped by a signal or a debugger (proc_pid_stat(5), states T and
+// t). A stopped process keeps its sockets open and does not respond.
+func (f FS) IsStopped(p Process) bool {
+	d, err := f.Open(strconv.Itoa(p.PID))
+	if err != nil {
+		return false
+	}
+	defer d.Close()
+
+	stat, err := d.ReadFile("stat", maxStatus)
+	if err != nil || parseStartTime(stat) != p.start {
+		return false
+	}
+	state := statFields(stat)[0]
+
+	return state == "T" || state == "t"
+}
+
 // Signal sends a signal to p, and never to another process with a reused PID. It returns ErrForeign
 // if p has ended.
 func (f FS) Signal(p Process, sig unix.Signal) error {
@@ -276,14 +294,19 @@ func parseStatusField(status []byte, name string) string {
 	return ""
 }
 
-// parseStartTime returns field 22 of proc_pid_stat(5), or "" without one. The name in parentheses
-// may contain any character.
+// parseStartTime returns field 22 of proc_pid_stat(5), or "" without one.
 func parseStartTime(stat []byte) string {
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	fields := statFields(stat)
 	if len(fields) < 20 {
 		return ""
 	}
 	return fields[19]
+}
+
+// statFields returns the fields of proc_pid_stat(5) from field 3 on. The name in parentheses before
+// them may contain any character.
+func statFields(stat []byte) []string {
+	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 }
 
 func (d Dir) link(name string) (string, error) {

@@ -27,11 +27,15 @@ type checkedNode struct {
 	baseline []string // warnings of this machine itself, such as its clock
 }
 
+// checkTimeout is the time after which a response is slow. The default suits an idle machine.
+const checkTimeout = 4 * time.Second
+
 // check runs `cri-dockerd check` inside the node and returns its findings in order. It fails if the
 // exit code does not match the status.
 func (p *checkedNode) check(t *testing.T, args ...string) []finding {
 	t.Helper()
-	out, err := p.command(p.program, append([]string{"check", "-o", "json", "--timeout=4s"}, args...)...).Output()
+	args = append([]string{"check", "-o", "json", "--timeout=" + checkTimeout.String()}, args...)
+	out, err := p.command(p.program, args...).Output()
 	var doc struct {
 		Status   string
 		Findings []finding
@@ -358,6 +362,20 @@ func manualFaults(n *node) []fault {
 			args:   []string{"--docker-endpoint=unix://" + dir + "/old.sock"},
 		},
 		{
+			name:   "engine slow",
+			id:     "engine",
+			status: "warn",
+			manual: true,
+			args:   []string{"--docker-endpoint=unix://" + dir + "/slow.sock"},
+		},
+		{
+			name:   "engine hangs",
+			id:     "engine",
+			status: "fail",
+			manual: true,
+			args:   []string{"--docker-endpoint=unix://" + dir + "/hung.sock"},
+		},
+		{
 			name:   "sandbox image out of reach",
 			id:     "pause-image",
 			status: "fail",
@@ -413,15 +431,17 @@ func TestBrokenNodes(t *testing.T) {
 	})
 }
 
-// listen serves the sockets of the faults: an engine of 2019 and another CRI server. (Docker would
-// use a containerd socket itself.)
+// listen serves the sockets of the faults: an engine of 2019, a slow and a hanging one, and another
+// CRI server. (Docker would use a containerd socket itself.)
 func (p *checkedNode) listen(t *testing.T, n *node) {
 	t.Helper()
 	p.sh(t, "mkdir -p /run/crio")
 
 	for path, handler := range map[string]http.Handler{
-		filepath.Join(n.eng.Dir, "old.sock"): http.HandlerFunc(oldEngine),
-		n.eng.Path("/run/crio/crio.sock"):    http.NotFoundHandler(),
+		filepath.Join(n.eng.Dir, "old.sock"):  http.HandlerFunc(oldEngine),
+		filepath.Join(n.eng.Dir, "slow.sock"): http.HandlerFunc(slowEngine),
+		filepath.Join(n.eng.Dir, "hung.sock"): http.HandlerFunc(hungEngine),
+		n.eng.Path("/run/crio/crio.sock"):     http.NotFoundHandler(),
 	} {
 		l, err := net.Listen("unix", path)
 		if err != nil {
@@ -445,6 +465,20 @@ func oldEngine(w http.ResponseWriter, r *http.Request) {
 
 	fmt.Fprint(w, "OK")
 }
+
+// slowEngine responds after check's timeout.
+func slowEngine(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Api-Version", "1.47")
+	w.Header().Set("Content-Type", "application/json")
+	if strings.HasSuffix(r.URL.Path, "/info") {
+		time.Sleep(checkTimeout + time.Second)
+		fmt.Fprint(w, `{"ServerVersion":"27.0.1","OSType":"linux","Driver":"overlay2","CgroupDriver":"cgroupfs",`+
+			`"LiveRestoreEnabled":true}`)
+	}
+}
+
+// hungEngine accepts requests and never responds.
+func hungEngine(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 
 // breakAndFix injects a fault, checks that check finds it, runs the suggested fix and checks that
 // the finding disappears.
@@ -481,7 +515,10 @@ func (p *checkedNode) breakAndFix(t *testing.T, f fault) {
 		return
 	}
 
-	eventually(t, f.name+": healthy node", func() bool { return len(p.problems(t)) == 0 })
+	var found []finding
+	if !within(20*time.Second, func() bool { found = p.problems(t); return len(found) == 0 }) {
+		t.Fatalf("%s: the node does not become healthy, check finds %+v", f.name, found)
+	}
 }
 
 // hasFinding reports whether a finding has one of the given statuses.

@@ -2,6 +2,7 @@ package finding
 
 import (
 	"slices"
+	"time"
 )
 
 const flagsEnv = "/var/lib/kubelet/kubeadm-flags.env"
@@ -15,7 +16,8 @@ type broken struct {
 
 // cases returns the faults, at least one for each finding.
 func cases() []broken {
-	return slices.Concat(nodeCases(), engineCases(), daemonCases(), serviceCases(), networkCases(), kubeletCases())
+	return slices.Concat(nodeCases(), engineCases(), slowCases(), daemonCases(), serviceCases(), networkCases(),
+		kubeletCases())
 }
 
 func nodeCases() []broken {
@@ -85,7 +87,13 @@ func nodeCases() []broken {
 func engineCases() []broken {
 	down := func(p Problem, err string) func(*Facts) {
 		return func(f *Facts) {
-			f.Engine = Engine{Problem: p, Error: err, Installed: true, Config: f.Engine.Config}
+			f.Engine = Engine{
+				Problem:   p,
+				Error:     err,
+				Slow:      20 * time.Second,
+				Installed: true,
+				Config:    f.Engine.Config,
+			}
 			f.Daemon.Conditions[0] = Condition{"RuntimeReady", false, "DockerNotReady", "ping the engine"}
 			f.Node.IPForward = "0"
 		}
@@ -145,6 +153,7 @@ func daemonCases() []broken {
 		return func(f *Facts) {
 			f.Daemon.Problem, f.Daemon.Conditions, f.Daemon.Streaming, f.Daemon.Socket = p, nil, Streaming{}, Socket{}
 			f.Logs.Problem = Missing
+			f.Daemon.Slow = 20 * time.Second
 		}
 	}
 
@@ -209,10 +218,12 @@ func daemonCases() []broken {
 // streaming.
 func serviceCases() []broken {
 	return []broken{
-		{"log-driver hangs", "log-driver", func(f *Facts) { f.Logs.Problem = Silent }},
-		{"log-driver hangs, no systemd", "log-driver", func(f *Facts) { f.Logs.Problem, f.Systemd = Silent, false }},
+		{"log-driver hangs", "log-driver", func(f *Facts) { f.Logs.Problem, f.Logs.Slow = Silent, 20*time.Second }},
+		{"log-driver hangs, no systemd", "log-driver", func(f *Facts) {
+			f.Logs.Problem, f.Logs.Slow, f.Systemd = Silent, 20*time.Second, false
+		}},
 		{"log-driver without a unit hangs", "log-driver", func(f *Facts) {
-			f.Logs.Problem, f.Logs.Unit = Silent, false
+			f.Logs.Problem, f.Logs.Slow, f.Logs.Unit = Silent, 20*time.Second, false
 		}},
 		{"log-driver stopped", "log-driver", func(f *Facts) {
 			f.Logs.Problem, f.Logs.PID = Refused, 0

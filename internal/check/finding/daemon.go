@@ -114,6 +114,9 @@ func checkDaemon(f *Facts) result {
 	d, at := f.Daemon, f.Flags.Endpoint
 	switch d.Problem {
 	case "":
+		if d.Slow > 0 {
+			return f.slow("the daemon at "+at, d.Slow)
+		}
 		return ok("%s at %s", d.Runtime, at)
 	case Missing, Refused:
 		return fail(f.startDaemon("start"), "the daemon is not running: nothing listens on %s", at)
@@ -130,7 +133,7 @@ func checkDaemon(f *Facts) result {
 		return fail(shell.Command("sudo usermod -aG docker $(id -un) && newgrp docker"),
 			"permission denied on %s: the user is not a member of the group docker", at)
 	case Silent:
-		return fail(f.killDaemon(), "the daemon at %s does not respond within the timeout", at)
+		return f.silent("the daemon at "+at, d.Slow, d.Stopped, f.killDaemon())
 	}
 
 	return fail(f.killDaemon(), "the daemon at %s: %s", at, d.Error)
@@ -196,6 +199,8 @@ func checkLogDriver(f *Facts) result {
 		return skip("not used (--container-log=json-file)")
 	case !f.Root:
 		return skip("requires root")
+	case l.Problem == "" && l.Slow > 0:
+		return f.slow("the log-driver process at "+l.Socket, l.Slow)
 	case l.Problem == "":
 		return ok("process %d at %s", l.PID, l.Socket)
 	}
@@ -216,7 +221,7 @@ func checkLogDriver(f *Facts) result {
 	case Refused:
 		why = "nothing listens on the socket"
 	case Silent:
-		why = "no response within the timeout"
+		return f.silent("the log-driver process at "+l.Socket, l.Slow, l.Stopped, fix)
 	}
 
 	return fail(fix, "log-driver process at %s: %s; containers cannot start, and running containers block when they "+
@@ -238,6 +243,8 @@ func checkRuntime(f *Facts) result {
 	switch {
 	case !known:
 		return skip("unknown")
+	case !c.Status && f.Engine.Slow > 0:
+		return fail(findLoad(), "%s: %s", c.Reason, c.Message)
 	case !c.Status:
 		return fail(f.startDaemon("restart"), "%s: %s", c.Reason, c.Message)
 	}

@@ -44,6 +44,9 @@ func checkEngine(f *Facts) result {
 	e, at := f.Engine, f.Flags.Docker
 	switch e.Problem {
 	case "", TooOld:
+		if e.Slow > 0 && e.Problem == "" {
+			return f.slow("Docker "+e.Version+" at "+at, e.Slow)
+		}
 		return ok("Docker %s at %s", e.Version, at)
 	case NotRoot:
 		return fail(shell.Advice("stop the process listening on {}, then start Docker", at),
@@ -58,14 +61,24 @@ func checkEngine(f *Facts) result {
 		return fail(f.startEngine("start"), "Docker is not running: nothing listens on %s", at)
 
 	case Silent:
-		return fail(f.startEngine("restart"), "Docker at %s does not respond within the timeout: %s", at, e.Error)
+		return f.silent("Docker at "+at, e.Slow, e.Stopped, f.restartEngine())
 	case TLS:
 		return fail(shell.Advice("set DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH (ca.pem, cert.pem, key.pem), and "+
 			"--docker-endpoint= (empty) for the daemon"),
 			"TLS handshake with %s failed: %s", at, e.Error)
 	}
 
-	return fail(f.startEngine("restart"), "Docker at %s: %s", at, e.Error)
+	return fail(shell.Advice("read Docker's log (journalctl -u docker -n 50) and resolve the reason"),
+		"Docker at %s: %s", at, e.Error)
+}
+
+// restartEngine returns the line to restart a hung Docker.
+func (f *Facts) restartEngine() shell.Line {
+	line := f.startEngine("restart")
+	if enabled, _ := f.Engine.Config.Keys["live-restore"].(bool); !enabled {
+		return line.Note("stops all pods of this node, because live-restore is disabled")
+	}
+	return line
 }
 
 // newestEngine is the newest major version of Docker Engine in the daemon's tests.
@@ -107,8 +120,11 @@ func checkStorage(f *Facts) result {
 		return skip("unknown")
 	case "vfs", "devicemapper", "aufs", "overlay":
 		if !f.Node.Overlay {
-			return warn(shell.Command("modprobe overlay && echo overlay >> /etc/modules-load.d/kubernetes.conf").
-				And(f.startEngine("restart")),
+			fix := shell.Command("modprobe overlay && echo overlay >> /etc/modules-load.d/kubernetes.conf")
+			if e.Installed { // otherwise the engine runs elsewhere
+				fix = fix.And(f.startEngine("restart"))
+			}
+			return warn(fix,
 				"storage driver %s is slow and uses more disk space; the kernel has no overlayfs", e.StorageDriver)
 		}
 		return warn(f.setDaemonJSON("storage-driver", `"overlay2"`, "restart"),

@@ -1,6 +1,10 @@
 package finding
 
-import "cri-dockerd/internal/shell"
+import (
+	"time"
+
+	"cri-dockerd/internal/shell"
+)
 
 // Facts is the state of a node as gathered by package probe. A fact that probe could not gather has
 // its zero value.
@@ -72,7 +76,9 @@ const (
 // Engine is the state of Docker Engine.
 type Engine struct {
 	Problem Problem
-	Error   string // message for Problem
+	Error   string        // message for Problem
+	Slow    time.Duration // see Daemon.Slow
+	Stopped int           // see Daemon.Stopped
 	// process ID of the listener, 0 unless it is root's dockerd on this host
 	PID           int
 	Installed     bool // dockerd or its unit is installed
@@ -101,8 +107,14 @@ type Config struct {
 
 // Daemon is the state of the CRI server and its socket.
 type Daemon struct {
-	Problem    Problem
-	Error      string
+	Problem Problem
+	Error   string
+	// Slow is the time of the slowest call, with or without a response, if it exceeded the timeout
+	// of check; otherwise 0.
+	Slow time.Duration
+	// Stopped is the ID of a process of the service that is stopped by a signal or a debugger, if
+	// there was no response; otherwise 0.
+	Stopped    int
 	Socket     Socket
 	Runtime    string // name and version from the CRI's Version
 	Conditions []Condition
@@ -151,8 +163,10 @@ type LogDriver struct {
 	Socket  string
 	Problem Problem
 	Error   string
-	PID     int  // listener of the socket, 0 if unknown
-	Unit    bool // systemd has cri-docker-log.service
+	Slow    time.Duration // see Daemon.Slow
+	Stopped int           // see Daemon.Stopped
+	PID     int           // listener of the socket, 0 if unknown
+	Unit    bool          // systemd has cri-docker-log.service
 }
 
 // CNI is the content of the directories for CNI configurations and plugins.
@@ -210,6 +224,14 @@ type Node struct {
 	OtherCRI    []string // sockets of other running CRI servers
 	Disks       []Disk
 	Directories []Directory
+	Load        Load
+}
+
+// Load is the load of the host.
+type Load struct {
+	CPUs            int
+	Average         float64 // of the last minute: running and blocked processes (proc_loadavg(5))
+	CPU, Memory, IO float64 // percent of the last 10 s in which a process waited; 0 if unknown
 }
 
 // Disk is a file system, in bytes and inodes. Inodes is 0 on file systems without inode limits.

@@ -70,7 +70,15 @@ func (p *Prober) daemon(ctx context.Context, cfg *config.Config, f finding.Flags
 		d.Socket = socket(f.Socket)
 	}
 
-	d.Problem, d.Error = queryCRI(ctx, f, &d)
+	calls, watch := p.measure(ctx, p.daemons)
+	d.Problem, d.Error = queryCRI(calls, watch, f, &d)
+	if calls.Err() != nil { // gRPC reports a cancelled call
+		d.Problem = finding.Silent
+	}
+
+	watch.end()
+	d.Slow, d.Stopped = watch.slow(), watch.stopped(d.Problem)
+
 	if d.Problem == finding.Missing || d.Problem == finding.Refused {
 		d.LockHolder = p.lockHolder(filepath.Join(cfg.RootDirectory, "lock"))
 	}
@@ -82,7 +90,7 @@ func (p *Prober) daemon(ctx context.Context, cfg *config.Config, f finding.Flags
 }
 
 // queryCRI calls Version and Status and adds the results to d.
-func queryCRI(ctx context.Context, f finding.Flags, d *finding.Daemon) (finding.Problem, string) {
+func queryCRI(ctx context.Context, watch *stopwatch, f finding.Flags, d *finding.Daemon) (finding.Problem, string) {
 	network, address := "unix", f.Socket
 	if address == "" {
 		network, address, _ = strings.Cut(f.Endpoint, "://")
@@ -98,7 +106,7 @@ func queryCRI(ctx context.Context, f finding.Flags, d *finding.Daemon) (finding.
 	defer conn.Close()
 
 	client := runtimeapi.NewRuntimeServiceClient(conn)
-	s, err := awaitReady(ctx, client)
+	s, err := awaitReady(ctx, watch, client)
 	if err != nil {
 		return rpcProblem(err), status.Convert(err).Message()
 	}
@@ -113,9 +121,11 @@ func queryCRI(ctx context.Context, f finding.Flags, d *finding.Daemon) (finding.
 	}
 
 	d.Runtime = "cri-dockerd (Docker is unavailable)"
-	if v, err := client.Version(ctx, &runtimeapi.VersionRequest{}); err == nil {
-		d.Runtime = fmt.Sprintf("%s %s, CRI %s", v.RuntimeName, v.RuntimeVersion, v.RuntimeApiVersion)
-	}
+	watch.call(func() {
+		if v, err := client.Version(ctx, &runtimeapi.VersionRequest{}); err == nil {
+			d.Runtime = fmt.Sprintf("%s %s, CRI %s", v.RuntimeName, v.RuntimeVersion, v.RuntimeApiVersion)
+		}
+	})
 
 	return "", ""
 }
@@ -128,12 +138,14 @@ const (
 
 // awaitReady polls the daemon's Status until RuntimeReady is true or settleTimeout expires, and
 // returns the last response. Status succeeds even without an engine.
-func awaitReady(ctx context.Context, client runtimeapi.RuntimeServiceClient) (*runtimeapi.StatusResponse, error) {
+func awaitReady(
+	ctx context.Context, watch *stopwatch, client runtimeapi.RuntimeServiceClient,
+) (s *runtimeapi.StatusResponse, err error) {
 	tick := time.NewTicker(settleInterval)
 	defer tick.Stop()
 
 	for deadline := time.Now().Add(settleTimeout); ; <-tick.C {
-		s, err := client.Status(ctx, &runtimeapi.StatusRequest{})
+		watch.call(func() { s, err = client.Status(ctx, &runtimeapi.StatusRequest{}) })
 		ready := slices.ContainsFunc(s.GetStatus().GetConditions(), func(c *runtimeapi.RuntimeCondition) bool {
 			return c.Type == runtimeapi.RuntimeReady && c.Status
 		})
@@ -282,15 +294,21 @@ func (p *Prober) logDriver(ctx context.Context) finding.LogDriver {
 	}
 
 	c.Close()
-	s, _, err := driver.NewClient(driver.Socket).Watch(ctx, nil)
+	calls, watch := p.measure(ctx, p.logDrivers)
+	defer watch.end()
+
+	var s driver.Status
+	watch.call(func() { s, _, err = driver.NewClient(driver.Socket).Watch(calls, nil) })
 	switch {
-	case ctx.Err() != nil:
-		l.Problem, l.Error = finding.Silent, ctx.Err().Error()
+	case calls.Err() != nil:
+		l.Problem, l.Error = finding.Silent, calls.Err().Error()
 	case err != nil:
 		l.Problem, l.Error = finding.Other, err.Error()
 	default:
 		l.PID = s.PID
 	}
+
+	l.Slow, l.Stopped = watch.slow(), watch.stopped(l.Problem)
 
 	return l
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -18,15 +19,17 @@ import (
 	"cri-dockerd/internal/check/finding"
 	"cri-dockerd/internal/config"
 	"cri-dockerd/internal/engine"
+	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/proc"
 	"cri-dockerd/internal/rootonly"
 )
 
 const daemonJSON = "/etc/docker/daemon.json"
 
 // engine gathers the state of Docker Engine.
-func (p *Prober) engine(ctx context.Context, cfg *config.Config) finding.Engine {
+func (p *Prober) engine(ctx context.Context, cfg *config.Config) (e finding.Engine) {
 	_, notInPath := exec.LookPath("dockerd")
-	e := finding.Engine{
+	e = finding.Engine{
 		Config:    p.jsonFile(daemonJSON),
 		SysV:      p.exists("/etc/init.d/docker"),
 		Installed: notInPath == nil || p.unitFiles("docker.service") != nil,
@@ -40,16 +43,21 @@ func (p *Prober) engine(ctx context.Context, cfg *config.Config) finding.Engine 
 	defer docker.Close()
 
 	network, address := rootonly.EngineAddress(cfg.DockerEndpoint)
-	if kind, err := reach(ctx, network, address); err != nil {
+	calls, watch := p.measure(ctx, func() []proc.Process { return p.dockerds(network, e.PID) })
+	defer watch.end()
+	defer func() { e.Slow, e.Stopped = watch.slow(), watch.stopped(e.Problem) }()
+
+	if kind, err := reach(calls, network, address); err != nil {
 		e.Problem, e.Error = kind, err.Error()
 		return e
 	}
 
 	if network == "unix" {
-		e.PID = p.dockerd(ctx, address)
+		e.PID = p.dockerd(calls, address)
 	}
 
-	host, err := docker.Host(ctx)
+	var host model.Host
+	watch.call(func() { host, err = docker.Host(calls) })
 	e.Version = host.EngineVersion
 	e.API = host.APIVersion
 	e.CgroupDriver = host.CgroupDriver
@@ -60,11 +68,13 @@ func (p *Prober) engine(ctx context.Context, cfg *config.Config) finding.Engine 
 	e.MinOOMScore = host.MinOOMScoreAdj
 	e.MapsUsers = host.MapsUsers()
 	if err != nil {
-		e.Problem, e.Error = engineProblem(ctx, err), err.Error()
+		e.Problem, e.Error = engineProblem(calls, err), err.Error()
 		return e
 	}
 
 	if cfg.PauseImage != "" {
+		ctx, cancel := context.WithTimeout(ctx, p.timeout)
+		defer cancel()
 		e.PauseImage, e.PausePullable = pauseImage(ctx, docker, cfg.PauseImage)
 	}
 
@@ -112,6 +122,16 @@ func (p *Prober) dockerd(ctx context.Context, socket string) int {
 		return 0
 	}
 	return x.PID
+}
+
+// dockerds returns the processes behind the socket: the listener or, if systemd listens for it, all
+// of root's dockerds on this host. It returns none for an engine on another host.
+func (p *Prober) dockerds(network string, listener int) []proc.Process {
+	if network != "unix" {
+		return nil
+	}
+	return slices.DeleteFunc(p.proc.Find(func(name string) bool { return name == "dockerd" }),
+		func(x proc.Process) bool { return listener != 0 && x.PID != listener })
 }
 
 // engineProblem returns the kind of an error from the Docker API.

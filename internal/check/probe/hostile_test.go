@@ -173,19 +173,19 @@ func probeHostileFile(t *testing.T, h hostileFile, name string) {
 	}
 }
 
-// TestBlockedProbe checks that collect abandons a blocked probe.
+// TestBlockedProbe checks that a blocked probe is abandoned.
 func TestBlockedProbe(t *testing.T) {
-	p := tree(t, nil)
-	p.timeout = 100 * time.Millisecond
 	block := make(chan struct{})
 	defer close(block)
 
 	start := time.Now()
 	f := &finding.Facts{}
-	p.collect(t.Context(), f, []func(context.Context) func(*finding.Facts){
-		func(context.Context) func(*finding.Facts) { <-block; return func(f *finding.Facts) { f.Debian = true } },
-		func(context.Context) func(*finding.Facts) { return func(f *finding.Facts) { f.Systemd = true } },
-	})
+	for _, addTo := range begin(t.Context(), 100*time.Millisecond, []probe{
+		func(context.Context) result { <-block; return func(f *finding.Facts) { f.Debian = true } },
+		func(context.Context) result { return func(f *finding.Facts) { f.Systemd = true } },
+	})() {
+		addTo(f)
+	}
 
 	if took := time.Since(start); took > 2*time.Second || f.Debian || !f.Systemd {
 		t.Errorf("after %s: %+v", took, f)

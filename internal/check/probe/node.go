@@ -29,6 +29,7 @@ func (p *Prober) node(ctx context.Context, cfg *config.Config, socket string) fi
 		FstabSwap:   p.hasFstabSwap(),
 		Swaps:       p.swaps(),
 		OtherCRI:    p.otherCRI(ctx, socket),
+		Load:        p.load(),
 	}
 
 	var clock unix.Timex

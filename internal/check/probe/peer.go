@@ -35,7 +35,9 @@ func problem(err error) finding.Problem {
 		return finding.Refused
 	case errors.Is(err, os.ErrPermission):
 		return finding.Denied
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+	// A unix socket with a full queue of connections: its process accepts none.
+	case errors.Is(err, syscall.EAGAIN), errors.Is(err, context.DeadlineExceeded),
+		errors.As(err, &timeout) && timeout.Timeout():
 		return finding.Silent
 	}
 

@@ -7,6 +7,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -17,7 +18,8 @@ import (
 	"cri-dockerd/internal/proc"
 )
 
-// Timeout is the default timeout of each probe. Probes of a healthy node take milliseconds.
+// Timeout is the default time after which a service counts as slow, and the timeout of probes that
+// call no service. Probes of a healthy node take milliseconds.
 const Timeout = 1500 * time.Millisecond
 
 // abandonDelay is the additional time before Gather abandons a probe that ignores its timeout, for
@@ -34,42 +36,54 @@ type Prober struct {
 	untrusted []finding.Untrusted // files with write access for users other than root
 }
 
-// New returns a Prober for this node. Each probe times out after timeout.
+// New returns a Prober for this node. Services that respond after timeout count as slow.
 func New(timeout time.Duration) *Prober { return &Prober{proc: proc.Host(), timeout: timeout} }
+
+// probe gathers facts until ctx ends.
+type probe func(ctx context.Context) result
+
+// result adds facts to those of the node.
+type result func(*finding.Facts)
 
 // Gather runs all probes in parallel. cfg and found are the results of Adopt.
 func (p *Prober) Gather(ctx context.Context, cfg *config.Config, found Adopted) *finding.Facts {
 	f := p.initialFacts(cfg, found)
 	fl := f.Flags
-	probes := []func(context.Context) func(*finding.Facts){
-		func(ctx context.Context) func(*finding.Facts) {
+	services := []probe{
+		func(ctx context.Context) result {
 			e := p.engine(ctx, cfg)
 			disks := p.disks(e.RootDir)
 			return func(f *finding.Facts) { f.Engine, f.Node.Disks = e, disks }
 		},
-		func(ctx context.Context) func(*finding.Facts) {
+		func(ctx context.Context) result {
 			d := p.daemon(ctx, cfg, fl, found)
 			return func(f *finding.Facts) { f.Daemon = d }
 		},
-		func(ctx context.Context) func(*finding.Facts) {
+		func(ctx context.Context) result {
 			l := p.logDriver(ctx)
 			return func(f *finding.Facts) { f.Logs = l }
 		},
-		func(context.Context) func(*finding.Facts) {
+	}
+
+	files := []probe{
+		func(context.Context) result {
 			c := p.cni(cfg)
 			return func(f *finding.Facts) { f.CNI = c }
 		},
-		func(ctx context.Context) func(*finding.Facts) {
+		func(ctx context.Context) result {
 			k := p.kubelet(ctx)
 			return func(f *finding.Facts) { f.Kubelet = k }
 		},
-		func(ctx context.Context) func(*finding.Facts) {
+		func(ctx context.Context) result {
 			n := p.node(ctx, cfg, fl.Socket)
 			return func(f *finding.Facts) { n.Disks = f.Node.Disks; f.Node = n }
 		},
 	}
 
-	p.collect(ctx, f, probes)
+	ofFiles, ofServices := begin(ctx, p.timeout, files), begin(ctx, p.limit(), services)
+	for _, addTo := range slices.Concat(ofFiles(), ofServices()) {
+		addTo(f)
+	}
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -79,32 +93,37 @@ func (p *Prober) Gather(ctx context.Context, cfg *config.Config, found Adopted) 
 	return f
 }
 
-// collect runs the probes in parallel and adds their results to f. It abandons probes that exceed
-// their timeout.
-func (p *Prober) collect(ctx context.Context, f *finding.Facts, probes []func(context.Context) func(*finding.Facts)) {
-	results := make(chan func(*finding.Facts), len(probes)) // buffered, so that abandoned probes can end
+// begin runs probes in parallel, each with a timeout, and returns a function that waits for their
+// results. It abandons probes that exceed their timeout.
+func begin(ctx context.Context, timeout time.Duration, probes []probe) (wait func() []result) {
+	results := make(chan result, len(probes)) // buffered, so that abandoned probes can end
 	for _, probe := range probes {
 		go func() {
-			ctx, cancel := context.WithTimeout(ctx, p.timeout)
+			ctx, cancel := context.WithTimeout(ctx, timeout)
 			defer cancel()
 			results <- probe(ctx)
 		}()
 	}
 
-	deadline := time.After(p.timeout + abandonDelay)
-	for range probes {
-		select {
-		case addTo := <-results:
-			addTo(f)
-		case <-deadline:
-			return
+	deadline := time.After(timeout + abandonDelay)
+
+	return func() (all []result) {
+		for range probes {
+			select {
+			case r := <-results:
+				all = append(all, r)
+			case <-deadline:
+				return all
+			}
 		}
+		return all
 	}
 }
 
 // initialFacts returns the facts before any probe has ended.
 func (p *Prober) initialFacts(cfg *config.Config, found Adopted) *finding.Facts {
 	const timedOut = "the probe timed out"
+	limit := p.limit()
 
 	return &finding.Facts{
 		Root:    os.Geteuid() == 0,
@@ -112,9 +131,9 @@ func (p *Prober) initialFacts(cfg *config.Config, found Adopted) *finding.Facts 
 		Debian:  p.exists("/usr/bin/apt-get"),
 		Flags:   flags(cfg, found),
 		Foreign: p.proc.Foreign(),
-		Engine:  finding.Engine{Problem: finding.Silent, Error: timedOut, Installed: true},
-		Daemon:  finding.Daemon{Problem: finding.Silent, Error: timedOut, Unit: found.Unit},
-		Logs:    finding.LogDriver{Problem: finding.Silent, Error: timedOut, Socket: driver.Socket},
+		Engine:  finding.Engine{Problem: finding.Silent, Slow: limit, Error: timedOut, Installed: true},
+		Daemon:  finding.Daemon{Problem: finding.Silent, Slow: limit, Error: timedOut, Unit: found.Unit},
+		Logs:    finding.LogDriver{Problem: finding.Silent, Slow: limit, Error: timedOut, Socket: driver.Socket},
 		CNI:     finding.CNI{Error: timedOut},
 		Node:    finding.Node{Year: time.Now().Year()},
 	}

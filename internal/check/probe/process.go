@@ -21,6 +21,12 @@ func (p *Prober) daemons() []proc.Process {
 	})
 }
 
+// logDrivers returns the running log-driver processes.
+func (p *Prober) logDrivers() []proc.Process {
+	all := p.proc.Find(func(name string) bool { return strings.HasPrefix(name, daemonName) })
+	return slices.DeleteFunc(all, func(x proc.Process) bool { return len(x.Args) == 0 || x.Args[0] != "log-driver" })
+}
+
 // isOurs reports whether a process runs this program, in this or another release. It compares the
 // module in the build information of the program's file. An unreadable program counts as ours.
 func (p *Prober) isOurs(x proc.Process) bool {
