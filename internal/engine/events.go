@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -123,10 +124,19 @@ func (e *Engine) EventsBetween(ctx context.Context, since, until time.Time) ([]E
 // engineTime formats a time for the engine's queries: seconds and nanoseconds.
 func engineTime(t time.Time) string { return fmt.Sprintf("%d.%09d", t.Unix(), t.Nanosecond()) }
 
+// subscribedActions are the actions of containers with an effect on a record (see isRelevant), and
+// all actions of images with an effect on the list of images. The engine filters by them, because
+// it reports each exec of a container with three events.
+var subscribedActions = strings.Fields(`
+	start restart pause unpause update rename die oom destroy kill
+	create import load tag untag pull prune delete commit`)
+
 // requestEvents sends the request for events. Docker's client reads an empty stream, because
 // readResponse diverts the body.
 func (e *Engine) requestEvents(ctx context.Context, o client.EventsListOptions) error {
-	o.Filters = make(client.Filters).Add("type", string(events.ContainerEventType), string(events.ImageEventType))
+	o.Filters = make(client.Filters).
+		Add("type", string(events.ContainerEventType), string(events.ImageEventType)).
+		Add("event", subscribedActions...)
 	return ignore(<-e.docker().Events(ctx, o).Err, func(err error) bool { return errors.Is(err, io.EOF) })
 }
 

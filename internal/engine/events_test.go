@@ -2,6 +2,8 @@ package engine
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -65,5 +67,26 @@ func TestIsRelevant(t *testing.T) {
 				t.Errorf("isRelevant = %v, want %v", got, test.want)
 			}
 		})
+	}
+}
+
+// TestSubscribedActions checks that the engine's filter passes on all relevant events, and no
+// events of execs.
+func TestSubscribedActions(t *testing.T) {
+	kill := map[string]string{"signal": "9"}
+	for _, action := range []events.Action{
+		events.ActionCreate, events.ActionStart, events.ActionRestart, events.ActionStop, events.ActionPause,
+		events.ActionUnPause, events.ActionUpdate, events.ActionRename, events.ActionKill, events.ActionDie,
+		events.ActionOOM, events.ActionDestroy, events.ActionExecCreate, events.ActionExecStart, events.ActionExecDie,
+		events.ActionExecDetach, events.ActionTop, events.ActionResize, events.ActionAttach,
+	} {
+		relevant := isRelevant(events.Message{Action: action, Actor: events.Actor{Attributes: kill}})
+		subscribed := slices.Contains(subscribedActions, string(action))
+		if relevant && !subscribed {
+			t.Errorf("%s is relevant, but filtered out", action)
+		}
+		if subscribed && strings.HasPrefix(string(action), "exec_") {
+			t.Errorf("%s is subscribed", action)
+		}
 	}
 }
