@@ -79,7 +79,7 @@ func TestFramesStayWhole(t *testing.T) {
 		sent[id] = data
 		writers.Go(func() {
 			for rest := data; len(rest) > 0; {
-				n := min(len(rest), 1+rand.IntN(100<<10))
+				n := min(len(rest), 1+rand.IntN(200<<10))
 				if _, err := out.Write(rest[:n]); err != nil {
 					t.Errorf("write: %v", err)
 					return
@@ -129,7 +129,7 @@ func readFrames(t *testing.T, client net.Conn) map[uint32][]byte {
 		if err == nil {
 			_, err = io.ReadFull(client, data)
 		}
-		if err != nil || id > 9 || length > chunkSize {
+		if err != nil || id > 9 || length > maxFrame {
 			t.Errorf("a torn frame: stream %d, %d bytes, %v", id, length, err)
 			return got
 		}

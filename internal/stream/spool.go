@@ -70,6 +70,10 @@ func (b *budget) release(n int64) { b.available.Add(n) }
 // headroom is the maximum size of a frame header.
 const headroom = 16
 
+// maxFrame bounds a frame sent without a buffer, in bytes. It is the size of the engine's reads:
+// larger frames cost the client fewer wake-ups.
+const maxFrame = 128 << 10
+
 // chunk is a piece of output in memory, with headroom for a frame header.
 type chunk struct {
 	n   int // size of the data
@@ -184,7 +188,7 @@ func (o *output) sendNow(p []byte) (int, error) {
 		return 0, nil
 	}
 
-	p = p[:min(len(p), chunkSize)]
+	p = p[:min(len(p), maxFrame)]
 	sent, isPart, err := to.tryWrite(p)
 	if err != nil {
 		o.fail(err)
