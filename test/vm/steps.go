@@ -33,6 +33,7 @@ var all = []step{
 	{"apparmor", "AppArmor profiles", 20 * time.Minute, []string{"suite TestAppArmor"}},
 	{"oom", "reasons of 200 OOM kills", time.Hour, []string{"suite TestOOMReasons -oom-kills 200"}},
 	{"psi", "pressure in the stats", 10 * time.Minute, []string{"suite TestPressure"}},
+	{"limits", "limits over reloads of systemd and updates", 30 * time.Minute, []string{"suite TestLimitsAreKept"}},
 	{"reboot", "pods over a restart of the node", 30 * time.Minute, []string{"reboot-before", "reboot-after"}},
 	{"kubelet", "limits of a kubelet: MemoryQoS, swap, static CPUs, resize", 30 * time.Minute, []string{"kubelet"}},
 	{"upgrade", "pods over an upgrade of Docker", 30 * time.Minute, []string{"upgrade false"}},
@@ -40,7 +41,12 @@ var all = []step{
 }
 
 // standard are the steps of a run without a selection.
-var standard = []string{"deb", "check", "check-pod", "units", "conformance"}
+var standard = []string{
+	"deb", "check", "check-pod", "units", "apparmor", "oom", "psi", "limits", "reboot", "kubelet", "conformance",
+	"check-pod@cgroupfs", "oom@cgroupfs", "limits@cgroupfs", "kubelet@cgroupfs", "conformance@cgroupfs",
+	"check@29", "check-pod@29", "apparmor@29", "oom@29", "psi@29", "limits@29", "reboot@29", "kubelet@29",
+	"conformance@29", "upgrade", "upgrade-live",
+}
 
 // selection is a step on one kind of engine.
 type selection struct {
