@@ -94,7 +94,13 @@ func (g guard) RoundTrip(r *http.Request) (*http.Response, error) {
 		ctx, cancel = context.WithTimeoutCause(ctx, limit, cause)
 	}
 
-	resp, err := g.base.RoundTrip(r.WithContext(ctx))
+	req, err := bufferBody(r.WithContext(ctx))
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("read the request's body: %w", err)
+	}
+
+	resp, err := g.base.RoundTrip(req)
 	if err != nil {
 		cancel()
 		return nil, err
@@ -112,6 +118,30 @@ func (g guard) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 
 	return resp, nil
+}
+
+// maxBufferedBody bounds a request's body to copy, in bytes. Bodies with JSON are smaller.
+const maxBufferedBody = 64 << 10
+
+// bufferBody copies a small body into memory, so that the transport sends it together with the
+// header. Otherwise the body follows in a second write and wakes up the engine twice, because
+// otelhttp wraps it (net/http sends the header first if it does not know the type of the body). r
+// is a copy of the caller's request.
+func bufferBody(r *http.Request) (*http.Request, error) {
+	if r.ContentLength <= 0 || r.ContentLength > maxBufferedBody {
+		return r, nil
+	}
+	defer r.Body.Close()
+
+	body, err := io.ReadAll(io.LimitReader(r.Body, r.ContentLength+1))
+	if err != nil {
+		return nil, err
+	}
+
+	// The transport refuses a body whose size is not ContentLength.
+	r.Body = io.NopCloser(bytes.NewReader(body))
+
+	return r, nil
 }
 
 const (
