@@ -27,6 +27,11 @@ const (
 	maxStreams = 1000
 	// maxHeaderList limits the metadata of a call in bytes.
 	maxHeaderList = 64 << 10
+	// streamWindow and connWindow limit unread bytes of a call and of a connection (RFC 9113,
+	// section 5.2). Without fixed windows gRPC raises them to 16 MiB, and pings the client at most
+	// calls to measure the connection.
+	streamWindow = 256 << 10
+	connWindow   = 1 << 20
 )
 
 // tcpLimits limits the connections of a TCP endpoint. A connection is kept after its handshake.
@@ -43,6 +48,8 @@ func limits() []grpc.ServerOption {
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeaderList),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connWindow),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			MaxConnectionIdle: idleTimeout,
 			Time:              pingInterval,
