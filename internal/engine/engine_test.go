@@ -157,6 +157,8 @@ func TestPullError(t *testing.T) {
 			`failed to resolve reference "127.0.0.1:5000/ok:2": 127.0.0.1:5000/ok:2: not found`,
 			"manifest for 127.0.0.1:5000/ok:2 not found: manifest unknown: Unknown manifest",
 			"repository 127.0.0.1:5000/nothing not found: name unknown: Unknown name",
+			`unknown: {"errors":[{"code":"NAME_UNKNOWN","message":"Unknown name"}]}`,
+			`unknown: {"errors":[{"code":"MANIFEST_UNKNOWN","message":"Unknown manifest"}]}`,
 		}},
 		{errdefs.IsPermissionDenied, []string{
 			"pull access denied for 127.0.0.1:5000/x, repository does not exist or may require 'docker login': " +

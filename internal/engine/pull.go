@@ -120,7 +120,8 @@ func (e *Engine) pull(ctx context.Context, ref, header string) (_ string, err er
 
 // pullErrors maps error messages of engines to the kind of the registry's or network's error. The
 // first match wins. Only the text distinguishes them: Docker 20.10 reports most as status 500, and
-// Docker 29 as "unknown".
+// Docker 29 as "unknown". Docker 26 adds a response that lacks the content type of JSON as it is,
+// with the codes of the OCI distribution specification (MANIFEST_UNKNOWN).
 var pullErrors = []struct {
 	pattern *regexp.Regexp
 	kind    error
@@ -128,7 +129,7 @@ var pullErrors = []struct {
 	{regexp.MustCompile(`(?i)toomanyrequests|429 Too Many Requests`), errdefs.ErrUnavailable},
 	{regexp.MustCompile(`(?i)\bunauthorized\b|\bdenied\b|no basic auth credentials|authorization failed|` +
 		`401 Unauthorized|403 Forbidden|incorrect username or password`), errdefs.ErrPermissionDenied},
-	{regexp.MustCompile(`(?i)manifest unknown|name unknown|\bnot found\b|no matching manifest|404 Not Found`),
+	{regexp.MustCompile(`(?i)(manifest|name|blob)[ _]unknown|\bnot found\b|no matching manifest|404 Not Found`),
 		errdefs.ErrNotFound},
 	{regexp.MustCompile(`(?i)connection refused|no such host|i/o timeout|Client\.Timeout|connection reset|` +
 		`network is unreachable|no route to host|unexpected EOF|tls: |x509: |HTTP response to HTTPS client|` +
