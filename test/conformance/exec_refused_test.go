@@ -95,8 +95,9 @@ func refusedToUser(t *testing.T, n *node) {
 	cc.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/host"}}
 	id := n.startConfig(t, n.runPod(t, cfg), cfg, cc)
 	n.assertRefused(t, id, "/host/locked", 126)
-	if n.own(t).HasProgram(t, "runc", "1.2") {
-		// runc 1.2 and later still have CAP_DAC_OVERRIDE at execve(2). The shell runs and cannot
+	direct := n.own(t).Command("docker", "-H", "unix://"+n.own(t).Socket, "exec", id, "/host/private")
+	if _ = direct.Run(); direct.ProcessState.ExitCode() == 2 {
+		// Newer releases of runc still have CAP_DAC_OVERRIDE at execve(2). The shell runs and cannot
 		// read the script.
 		return
 	}
