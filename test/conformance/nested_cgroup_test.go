@@ -42,7 +42,7 @@ const nestedGroups = `cd /sys/fs/cgroup
 	export hierarchies
 	sh -c 'for h in $hierarchies; do echo $$ > $h/%[2]s/cgroup.procs; done 2>/dev/null
 		mount -t tmpfs none /dev/shm && dd if=/dev/zero of=/dev/shm/used bs=1M count=100 2>/dev/null
-		touch /ready; while :; do :; done' &
+		touch /ready; while :; do for i in $(seq 500); do :; done; sleep 0.1; done' &
 	while :; do sleep 1; done`
 
 // testNestedGroups runs an init that moves to another cgroup, and a process in a sibling group that
@@ -54,11 +54,7 @@ func testNestedGroups(
 	cc := n.containerConfig(sh(fmt.Sprintf(nestedGroups, initGroup, appGroup, path.Dir(appGroup))))
 	cc.Metadata.Name, cc.LogPath = name, name+"_0.log"
 	cc.Linux.SecurityContext.Privileged = true
-	cc.Linux.Resources = &runtimeapi.LinuxContainerResources{
-		MemoryLimitInBytes: 256 * mib,
-		CpuPeriod:          100000,
-		CpuQuota:           20000,
-	}
+	cc.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 256 * mib}
 
 	id := n.startConfig(t, pod, cfg, cc)
 	eventually(t, "use of memory", func() bool {
