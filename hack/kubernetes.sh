@@ -1,14 +1,30 @@
 #!/usr/bin/env bash
-# Builds parts of Kubernetes from its Go modules (test/kubernetes/go.mod) for tests, into ${XDG_CACHE_HOME:-~/.cache}/cri-dockerd-test.
-# Does nothing when they are there. Arguments: kubelet; cluster, all that a cluster made by kubeadm runs; e2e-node, the conformance suite of nodes.
+# Builds parts of Kubernetes from its Go modules for tests, into ${XDG_CACHE_HOME:-~/.cache}/cri-dockerd-test/kubernetes-VERSION.
+# Does nothing if they exist. KUBERNETES selects the version. Each go.mod in test/kubernetes and its directories has one;
+# the default is the one of test/kubernetes/go.mod. Arguments:
+#   kubelet
+#   cluster   the programs of a cluster made by kubeadm, and its add-ons; the add-ons have one version for all of Kubernetes
+#   e2e-node  Kubernetes' suite for nodes, only in the default version
+#   e2e       Kubernetes' suite for clusters, only in the default version
 set -euo pipefail
 script=$(realpath "$0")
 cd "$(dirname "$script")/../test/kubernetes"
-version=$(sed -n 's#.*k8s.io/kubernetes \(v[0-9.]*\).*#\1#p' go.mod | head -1)
 metrics=v0.9.0
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/cri-dockerd-test
-out=$cache/kubernetes-$version
-mkdir -p "$out"
+
+# Prints the version of Kubernetes in a go.mod.
+version_in() { sed -n 's#.*k8s.io/kubernetes \(v[0-9.]*\)$#\1#p' "$1"; }
+
+default=$(version_in go.mod)
+wanted=${KUBERNETES:-$default} version='' known=''
+for mod in go.mod */go.mod; do
+	v=$(version_in "$mod")
+	known="$known ${v#v}"
+	[ "$v" != "v${wanted#v}" ] || { version=$v module=$(dirname "$mod"); }
+done
+[ -n "$version" ] || { echo "kubernetes.sh: KUBERNETES=$wanted is none of$known" >&2; exit 1; }
+out=$cache/kubernetes-$version addons=$cache/kubernetes-$default
+mkdir -p "$out" "$addons"
 exec 9>"$cache/kubernetes.lock"
 flock 9
 export CGO_ENABLED=0 GOFLAGS=-buildvcs=false
@@ -18,7 +34,7 @@ for p in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
 	flags="$flags -X $p.gitVersion=$version -X $p.gitMajor=1 -X $p.gitMinor=${minor%%.*} -X $p.gitTreeState=archive -X $p.gitCommit=0000000000000000000000000000000000000000 -X $p.buildDate=2026-01-01T00:00:00Z"
 done
 
-# build FOLDER PACKAGE...: one call compiles what they share once
+# build DIRECTORY PACKAGE...: one call compiles shared packages once
 build() { go build -trimpath -ldflags "$flags" -o "$@"; }
 
 # Flannel's main package with the vxlan backend only: others need cgo, or the clients of clouds.
@@ -32,28 +48,58 @@ flanneld() {
 	rm "$1/main.go" "$1/overlay.json"
 }
 
-stamp=$(cat go.mod coredns/main.go "$script" | sha256sum)
-for set in "$@"; do
-	[ "$(cat "$out/$set.stamp" 2>/dev/null)" = "$stamp" ] && continue
-	tmp=$(mktemp -d "$out/tmp.XXXXXX")
-	trap 'rm -rf "$tmp"' EXIT
-	case $set in
-	kubelet) build "$tmp/" k8s.io/kubernetes/cmd/kubelet ;;
-	cluster)
-		build "$tmp/" k8s.io/kubernetes/cmd/{kubeadm,kubectl,kube-apiserver,kube-controller-manager,kube-scheduler,kube-proxy} \
-			go.etcd.io/etcd/server/v3 ./coredns
-		mv "$tmp/server" "$tmp/etcd"
-		flanneld "$tmp"
-		(cd / && GOBIN=$tmp go install -trimpath -ldflags "-s -w" "sigs.k8s.io/metrics-server/cmd/metrics-server@$metrics") # needs newer modules than Kubernetes
+# suite NAME DIRECTORY: a suite with our record of its progress
+suite() {
+	local src
+	src=$(go list -f '{{.Dir}}' "k8s.io/kubernetes/test/$1")
+	printf 'package %s\n\nimport _ "%s/progress"\n' "${1/_/}" "$(go list -m)" > "$2/progress.go"
+	echo "{\"Replace\": {\"$src/progress_test.go\": \"$2/progress.go\"}}" > "$2/overlay.json"
+	go test -c -trimpath -ldflags "$flags" -overlay "$2/overlay.json" -o "$2/$1.test" "k8s.io/kubernetes/test/$1"
+	rm "$2/progress.go" "$2/overlay.json"
+}
+
+# Builds a set into a directory.
+build_set() {
+	case $1 in
+	kubelet) build "$2/" k8s.io/kubernetes/cmd/kubelet ;;
+	cluster) build "$2/" k8s.io/kubernetes/cmd/{kubeadm,kubectl,kube-apiserver,kube-controller-manager,kube-scheduler,kube-proxy} ;;
+	addons)
+		build "$2/" go.etcd.io/etcd/server/v3 ./coredns
+		mv "$2/server" "$2/etcd"
+		flanneld "$2"
+		(cd / && GOBIN=$2 go install -trimpath -ldflags "-s -w" "sigs.k8s.io/metrics-server/cmd/metrics-server@$metrics") # needs newer modules than Kubernetes
 		;;
 	e2e-node)
-		build "$tmp/" k8s.io/kubernetes/test/images/agnhost github.com/onsi/ginkgo/v2/ginkgo
-		go test -c -trimpath -ldflags "$flags" -o "$tmp/e2e_node.test" k8s.io/kubernetes/test/e2e_node
+		build "$2/" k8s.io/kubernetes/test/images/{agnhost,nonewprivs} github.com/onsi/ginkgo/v2/ginkgo
+		suite e2e_node "$2"
 		;;
-	*) echo "kubernetes.sh: $set is none of kubelet, cluster, e2e-node" >&2; exit 1 ;;
+	e2e)
+		build "$2/" k8s.io/kubernetes/test/images/{agnhost,nonewprivs} github.com/onsi/ginkgo/v2/ginkgo
+		suite e2e "$2"
+		;;
+	*) echo "kubernetes.sh: $1 is none of kubelet, cluster, e2e-node, e2e" >&2; exit 1 ;;
 	esac
-	mv "$tmp"/* "$out/"
-	rmdir "$tmp"
-	trap - EXIT
-	echo "$stamp" > "$out/$set.stamp"
+}
+
+# ensure SET MODULE DIRECTORY: builds a set unless the directory has it from the same sources
+ensure() (
+	cd "$2"
+	case $1 in
+	addons) stamp=$(cat go.mod coredns/main.go "$script" | sha256sum) ;;
+	e2e*) stamp=$(cat go.mod progress/progress.go "$script" | sha256sum) ;;
+	*) stamp=$(cat go.mod "$script" | sha256sum) ;;
+	esac
+	[ "$(cat "$3/$1.stamp" 2>/dev/null)" != "$stamp" ] || exit 0
+	tmp=$(mktemp -d "$3/tmp.XXXXXX")
+	trap 'rm -rf "$tmp"' EXIT
+	build_set "$1" "$tmp"
+	mv "$tmp"/* "$3/"
+	echo "$stamp" > "$3/$1.stamp"
+)
+
+for set in "$@"; do
+	ensure "$set" "$module" "$out"
+	[ "$set" = cluster ] || continue
+	ensure addons . "$addons"
+	[ "$out" = "$addons" ] || ln -f "$addons"/{etcd,coredns,flanneld,metrics-server} "$out/"
 done

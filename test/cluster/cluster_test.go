@@ -6,7 +6,6 @@ package cluster
 import (
 	"embed"
 	"flag"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -31,9 +30,6 @@ var (
 // 20.10.
 func engine() engines.Version { return engines.Versions()[0] }
 
-// version returns the version of Kubernetes.
-func version() string { return "v1.36.3" }
-
 //go:embed testdata
 var testdata embed.FS
 
@@ -47,7 +43,15 @@ func read(t *testing.T, name string) string {
 }
 
 // binary returns the path of a program from hack/kubernetes.sh.
-func binary(name string) string { return filepath.Join(engines.Cache(), "kubernetes-"+version(), name) }
+func binary(t *testing.T, name string) string {
+	t.Helper()
+	set := "cluster"
+	if name == "kubelet" {
+		set = name
+	}
+
+	return engines.KubernetesProgram(t, set, name)
+}
 
 // cluster is a running cluster.
 type cluster struct {

@@ -119,7 +119,7 @@ func (i *image) iptables() *image {
 // loadProgram creates the image of a program from hack/kubernetes.sh.
 func loadProgram(t *testing.T, n *nodes.Node, ref string, i *image, program string) {
 	t.Helper()
-	i.add("/usr/local/bin/"+program, binary(program))
+	i.add("/usr/local/bin/"+program, binary(t, program))
 	engines.Import(t, n.Path("/run/docker.sock"), ref, i.files, `ENTRYPOINT ["/usr/local/bin/`+program+`"]`,
 		"ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 }
@@ -127,7 +127,7 @@ func loadProgram(t *testing.T, n *nodes.Node, ref string, i *image, program stri
 // loadImages creates the images of a node with the names from kubeadm.
 func loadImages(t *testing.T, n *nodes.Node, control bool) {
 	t.Helper()
-	list := n.Run(t, "sh", "-c", "kubeadm config images list"+" --kubernetes-version "+version())
+	list := n.Run(t, "sh", "-c", "kubeadm config images list"+" --kubernetes-version "+engines.KubernetesVersion(t))
 	for _, ref := range strings.Fields(list) {
 		name, _, _ := strings.Cut(path.Base(ref), ":")
 		switch name {

@@ -3,7 +3,6 @@ package cluster
 import (
 	"fmt"
 	"net"
-	"os"
 	"strings"
 	"testing"
 
@@ -29,7 +28,7 @@ func (c *cluster) startNode(t *testing.T, w *nodes.Network, control bool, mirror
 	}
 
 	for _, b := range []string{"kubelet", "kubeadm", "kubectl"} {
-		config.Binds["/usr/bin/"+b] = binary(b)
+		config.Binds["/usr/bin/"+b] = binary(t, b)
 	}
 
 	if c.network.configure != nil {
@@ -49,10 +48,6 @@ func (c *cluster) startNode(t *testing.T, w *nodes.Network, control bool, mirror
 // start creates the cluster and its pod network.
 func start(t *testing.T) *cluster {
 	t.Helper()
-	if _, err := os.Stat(binary("kubeadm")); err != nil {
-		t.Fatalf("Kubernetes is not built; run hack/kubernetes.sh kubelet cluster: %v", err)
-	}
-
 	c, w := &cluster{network: podNetworkOf(t)}, nodes.NewNetwork(t)
 	var l net.Listener
 	if err := engines.In(w.NetNS(), func() (err error) {
@@ -72,7 +67,7 @@ func start(t *testing.T) *cluster {
 	// the supported kernels and control groups are not a subject of this test
 	const ignore = " --ignore-preflight-errors=SystemVerification"
 	c.nodes[0].WriteFile(t, "/root/kubeadm.yaml",
-		strings.ReplaceAll(read(t, "kubeadm.yaml"), "VERSION", version()), 0o600)
+		strings.ReplaceAll(read(t, "kubeadm.yaml"), "VERSION", engines.KubernetesVersion(t)), 0o600)
 	c.sh(t, "kubeadm init --cri-socket unix:///var/run/cri-dockerd.sock --pod-network-cidr 10.244.0.0/16"+
 		" --dry-run"+ignore)
 	out := c.sh(t, "cd /root; kubeadm init --config kubeadm.yaml"+ignore+" "+strings.Join(c.network.kubeadmArgs, " "))

@@ -20,8 +20,9 @@ spec:
   - {name: main, image: cri-test/busybox, imagePullPolicy: Never, command: [sh, -c, "sleep 1; exit 3"]}
 `
 
-// TestKubeletEvents runs the kubelet with EventedPLEG. It lists only every five minutes and
-// otherwise relies on GetContainerEvents (KEP-3386).
+// TestKubeletEvents runs the kubelet with EventedPLEG (KEP-3386). Up to 1.36 it lists only every
+// five minutes and otherwise relies on GetContainerEvents. From 1.37 on, the end of a container
+// makes it list at once.
 func TestKubeletEvents(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
@@ -48,17 +49,33 @@ func TestKubeletEvents(t *testing.T) {
 			}
 
 			log, err := os.ReadFile(filepath.Join(k.engine.Dir, "kubelet.log"))
-			for _, want := range []string{"Received Container Started Event", "Received Container Stopped Event"} {
+			messages, fallback := eventMessages(t)
+			for _, want := range messages {
 				if err != nil || !strings.Contains(string(log), want) {
 					t.Errorf("the kubelet's log lacks %q: %v", want, err)
 				}
 			}
 
-			if strings.Contains(string(log), "Fall back to Generic PLEG") {
+			if strings.Contains(string(log), fallback) {
 				t.Error("the kubelet fell back from events to polling")
 			}
 		})
 	}
+}
+
+// eventMessages returns log messages of the kubelet under test: those of processed events, and the
+// one of a kubelet that stops using events.
+func eventMessages(t *testing.T) (processed []string, fallback string) {
+	t.Helper()
+	if engines.KubernetesMinor(t) < 37 {
+		return []string{
+			"Received Container Started Event", "Received Container Stopped Event",
+		}, "Fall back to Generic PLEG"
+	}
+
+	return []string{
+		"container_event_type:CONTAINER_STARTED_EVENT", "requested pod relist after container termination",
+	}, "disabling container-termination fast path"
 }
 
 // grep returns the lines containing a word.

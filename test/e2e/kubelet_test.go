@@ -20,8 +20,6 @@ import (
 	"cri-dockerd/test/engines"
 )
 
-const kubeletVersion = "v1.36.3"
-
 // kubelet is a standalone kubelet on an engine with a daemon.
 type kubelet struct {
 	engine    *engines.Engine
@@ -113,7 +111,7 @@ func (k *kubelet) run(t *testing.T, config string, flags ...string) {
 		t.Fatal(err)
 	}
 
-	args := append(slices.Clone(k.env), filepath.Join(engines.Cache(), "kubernetes-"+kubeletVersion, "kubelet"),
+	args := append(slices.Clone(k.env), engines.KubernetesProgram(t, "kubelet", "kubelet"),
 		"--config="+file, "--hostname-override=node", "--node-ip=192.0.2.1", "--v=2")
 	k.engine.Background(t, "kubelet", "env", append(args, flags...)...)
 	eventually(t, "the kubelet is healthy", func() error { _, err := k.get("/healthz"); return err })

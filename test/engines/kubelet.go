@@ -27,7 +27,7 @@ func main() {
 `
 
 // BuildKubelet builds a program with the build information of a kubelet of this version, such as
-// "v1.36.3".
+// "v1.37.2".
 func BuildKubelet(tb TB, out, version string) {
 	tb.Helper()
 	dir, err := os.MkdirTemp("", "kubelet-build-")

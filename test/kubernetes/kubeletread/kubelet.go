@@ -6,8 +6,7 @@ import (
 	"os"
 	"time"
 
-	cadvisorapi "github.com/google/cadvisor/info/v1"
-	cadvisorapiv2 "github.com/google/cadvisor/info/v2"
+	cadvisorapi "github.com/google/cadvisor/lib/model"
 	"go.opentelemetry.io/otel/trace/noop"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,6 +16,7 @@ import (
 	"k8s.io/component-base/metrics"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
 	"k8s.io/kubernetes/pkg/kubelet/cadvisor"
@@ -51,9 +51,9 @@ func newKubelet(
 	k.runtime, _, err = kuberuntime.NewKubeGenericRuntimeManager(
 		ctx, record.NewFakeRecorder(0), nil, nil, nil, dir, dir, &cadvisorapi.MachineInfo{}, states{}, 110,
 		kubecontainer.RealOS{}, nil, nil, flowcontrol.NewBackOff(time.Second, time.Second), false, nil, 0, 0,
-		string(kubeletconfig.NeverVerify), nil, "", "", nil, false, metav1.Duration{}, runtime, images,
-		cm.NewFakeContainerManager(), logs.NewStubContainerLogManager(), nil, false, "",
-		func() v1.ResourceList { return nil }, 0, kubeletconfig.NoneMemoryReservationPolicy, nil,
+		string(kubeletconfig.NeverVerify), nil, "", "", nil, false, metav1.Duration{}, nil, runtime, images,
+		cm.NewFakeContainerManager(klog.Background()), logs.NewStubContainerLogManager(), nil, false, "",
+		func() v1.ResourceList { return nil }, nil, kubeletconfig.NoneMemoryReservationPolicy, nil,
 		noop.NewTracerProvider(), nil, nil, nil)
 	if err != nil {
 		k.close()
@@ -63,7 +63,7 @@ func newKubelet(
 	host := stats.NewHostStatsProvider(kubecontainer.RealOS{}, func(types.UID) string { return "" }, dir)
 	for _, fromCRI := range []bool{true, false} {
 		k.providers = append(k.providers, stats.NewCRIStatsProvider(noCadvisor{}, noVolumes{}, nil, runtime, images,
-			host, fromCRI, noFallback{}))
+			host, fromCRI, false, noFallback{}))
 	}
 
 	k.collectors = []metrics.StableCollector{
@@ -168,14 +168,14 @@ func (k *kubelet) event(e *runtimeapi.ContainerEventResponse) {
 // noCadvisor is a cAdvisor with file systems but without containers.
 type noCadvisor struct{ cadvisor.Interface }
 
-var disk = cadvisorapiv2.FsInfo{Timestamp: time.Unix(1, 0), Device: "/dev/sda1", Capacity: 1 << 30, Available: 1 << 29}
+var disk = cadvisorapi.FsInfo{Timestamp: time.Unix(1, 0), Device: "/dev/sda1", Capacity: 1 << 30, Available: 1 << 29}
 
-func (noCadvisor) RootFsInfo() (cadvisorapiv2.FsInfo, error)         { return disk, nil }
-func (noCadvisor) GetDirFsInfo(string) (cadvisorapiv2.FsInfo, error) { return disk, nil }
+func (noCadvisor) RootFsInfo() (cadvisorapi.FsInfo, error)         { return disk, nil }
+func (noCadvisor) GetDirFsInfo(string) (cadvisorapi.FsInfo, error) { return disk, nil }
 
 func (noCadvisor) ContainerInfoV2(
-	string, cadvisorapiv2.RequestOptions,
-) (map[string]cadvisorapiv2.ContainerInfo, error) {
+	string, cadvisorapi.RequestOptions,
+) (map[string]cadvisorapi.ContainerInfo, error) {
 	return nil, nil
 }
 
