@@ -14,6 +14,7 @@ demo: ## engine, daemon, a pod through it, its page
 	$(MAKE) build
 	hack/demo.sh
 test: engines ## all tests: units, conformance on both engines, the real kubelet
+	hack/kubernetes.sh cluster
 	$(GO) vet ./...
 	test -z "$$(gofmt -l cmd internal test)"
 	$(GO) test -race -shuffle=on -timeout 60m ./...
@@ -25,12 +26,15 @@ fuzz: ## fuzz what reads foreign data, each target with some thousand inputs, or
 	hack/fuzz.sh $(FUZZTIME)
 audit: ## known vulnerabilities and insecure patterns
 	hack/audit.sh
-e2e: engines ## the real kubelet; ENGINE=20.10, 26.1, 29 or all
+e2e: engines ## the real kubelet; ENGINE=20.10, 26.1, 29 or all, KUBERNETES=1.34.4, 1.35.4 or 1.36.3 for an older kubelet
 	$(GO) test -race -count=1 -timeout 60m ./test/e2e
 cluster: engines ## a kubeadm cluster of NODES (3): CNI=flannel or bridge, ENGINE=20.10 or 29, KUBERNETES; DRILLS=1 for faults on a node
+	hack/kubernetes.sh cluster
 	$(GO) test -count=1 -v -timeout 60m ./test/cluster -nodes $(or $(NODES),3) -cni $(or $(CNI),flannel) -full $(if $(DRILLS),-drills)
-e2e-node: engines ## Kubernetes' conformance suite of nodes, the tests of figures; FOCUS='\[NodeConformance\]' PROCS=4 for all of it
-	hack/kubernetes.sh e2e-node && $(GO) run ./test/nodeconformance $(if $(FOCUS),-focus '$(FOCUS)') -procs $(or $(PROCS),1)
+e2e-node: engines ## Kubernetes' suite of nodes, the metrics tests; FOCUS='\[NodeConformance\]' PROCS=4 for all of it; SKIP, ENGINE=29, CRI_STATS=false, RESUME=1
+	hack/kubernetes.sh e2e-node && hack/busybox.sh
+	$(GO) run ./test/nodeconformance $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)') -procs $(or $(PROCS),1) \
+		$(if $(ENGINE),-engine $(ENGINE)) $(if $(CRI_STATS),-cri-stats=$(CRI_STATS)) $(if $(RESUME),-resume)
 vm: deps ## a node with cgroup v2, systemd and AppArmor in a virtual machine; STEPS='check oom@29', RESUME=1, KEEP=1; HOST=1 for this machine
 	$(GO) run ./test/vm $(if $(HOST),-host) $(if $(STEPS),-steps '$(STEPS)') $(if $(RESUME),-resume) $(if $(KEEP),-keep) $(if $(DIR),-dir '$(DIR)')
 bench: deps ## figures beside the floor of the same run
@@ -68,5 +72,5 @@ clean: ## remove what was built
 deps:
 	hack/install-deps.sh test
 engines: deps
-	hack/docker29.sh && $(if $(filter 26.1 all,$(ENGINE)),hack/docker26.sh && )hack/kubernetes.sh kubelet cluster && hack/cni-plugins.sh
+	hack/docker29.sh && $(if $(filter 26.1 all,$(ENGINE)),hack/docker26.sh && )hack/kubernetes.sh kubelet && hack/cni-plugins.sh
 .PHONY: help vm install uninstall conformance-node repo chaos load hang bench-heartbeat bench-starts audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint style clean deps engines

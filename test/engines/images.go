@@ -43,9 +43,15 @@ func LoadBusybox(tb TB, socket string) {
 // BusyboxFiles returns the files of an image with a shell and basic tools in /bin.
 func BusyboxFiles(tb TB) []File {
 	tb.Helper()
+	return BusyboxFilesOf(tb, busybox)
+}
+
+// BusyboxFilesOf is BusyboxFiles with another static busybox.
+func BusyboxFilesOf(tb TB, busybox string) []File {
+	tb.Helper()
 	program, err := os.ReadFile(busybox)
 	if err != nil {
-		tb.Fatalf("busybox image: %v; install busybox-static", err)
+		tb.Fatalf("busybox image: %v; install busybox-static or run hack/busybox.sh", err)
 	}
 
 	applets, err := exec.Command(busybox, "--list").Output()

@@ -1,34 +1,33 @@
-// Command nodeconformance runs the node conformance suite of Kubernetes against the daemon on a
-// test node. hack/kubernetes.sh e2e-node builds the suite. Focus and skip are regular expressions
-// for the full names of tests.
+// Command nodeconformance runs the node suite of Kubernetes against the daemon on a test node.
+// hack/kubernetes.sh e2e-node builds the suite. Focus and skip are regular expressions for the full
+// names of tests. A run that was cut continues with -resume.
 package main
 
 import (
 	"flag"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"time"
 
 	"cri-dockerd/test/engines"
 	"cri-dockerd/test/nodes"
+	"cri-dockerd/test/suite"
 )
 
-const (
-	version = "v1.36.3"
-
-	// metrics matches the tests of usage metrics without changes of the whole node.
-	metrics = `Summary API.*should report resource usage|ContainerMetrics|ResourceMetricsAPI`
-)
+// metrics matches the tests of usage metrics without changes of the whole node.
+const metrics = `Summary API.*should report resource usage|ContainerMetrics|ResourceMetricsAPI`
 
 // kubelet is the base configuration of the suite. With Docker, the kubelet reports networks and
 // processes of pods, and containers in /metrics/cadvisor, only with PodAndContainerStatsFromCRI.
+// The suite does not learn of the gate, because it would skip the tests of these metrics.
 const kubelet = `apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
-featureGates: {PodAndContainerStatsFromCRI: true}
+featureGates: {PodAndContainerStatsFromCRI: CRI_STATS}
 cgroupDriver: systemd
 failCgroupV1: false
 failSwapOn: false
@@ -48,87 +47,93 @@ const network = `{"cniVersion": "1.0.0", "name": "test", "plugins": [
   {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true}]}
 `
 
+// options are the flags of this program.
+type options struct {
+	focus, skip, engine, report string
+	procs                       int
+	timeout                     time.Duration
+	criStats, resume            bool
+}
+
 func main() {
-	focus := flag.String("focus", metrics, "tests to run")
-	skip := flag.String("skip", `\[Flaky\]|\[Serial\]|\[Slow\]`, "tests to skip")
-	procs := flag.Int("procs", 1, "number of parallel processes")
-	report := flag.String("report", "", "directory for the reports and logs of the suite")
+	var o options
+	flag.StringVar(&o.focus, "focus", metrics, "tests to run")
+	flag.StringVar(&o.skip, "skip", `\[Flaky\]|\[Serial\]|\[Slow\]`, "tests to skip")
+	flag.IntVar(&o.procs, "procs", 1, "number of parallel processes")
+	flag.DurationVar(&o.timeout, "timeout", 4*time.Hour, "timeout of the suite")
+	flag.StringVar(&o.engine, "engine", string(engines.V20), "version of Docker Engine, 20.10 or 29")
+	flag.BoolVar(&o.criStats, "cri-stats", true, "enable the kubelet's gate PodAndContainerStatsFromCRI")
+	flag.StringVar(&o.report, "report", "", "directory of results, reports and logs (default: in the cache)")
+	flag.BoolVar(&o.resume, "resume", false, "skip the tests that passed in the earlier runs of this directory")
 	flag.Parse()
+
 	h := &engines.Program{}
-	failed := run(h, *focus, *skip, *procs, *report)
+	failed := run(h, o)
 	h.End()
 	if failed {
 		os.Exit(1)
 	}
 }
 
-// run starts the node and runs the suite with the output of this program. It reports whether the
-// suite failed.
-func run(h *engines.Program, focus, skip string, procs int, report string) bool {
-	built := filepath.Join(engines.Cache(), "kubernetes-"+version)
+// run starts the node and runs the suite with the output of this program. It reports whether a test
+// failed.
+func run(h *engines.Program, o options) bool {
+	stats := "cadvisor"
+	if o.criStats {
+		stats = "cri"
+	}
+
+	name := "e2e-node-" + engines.KubernetesVersion(h) + "-" + o.engine + "-" + stats
+	report := suite.NewReport(h, o.report, name, o.resume)
 	w := nodes.NewNetwork(h)
-	authority := startServers(h, w)
+	n := startNode(h, o, w, report)
+	suite.LoadImages(h, n, "e2e-node")
+	createTraffic(h, w, n)
+	n.Run(h, "sh", "-ec", accountScript)
+	err := suite.Run{
+		Program: "e2e_node.test",
+		Focus:   o.focus,
+		Exclude: o.skip,
+		Procs:   o.procs,
+		Timeout: o.timeout,
+		Flags: []string{
+			"--node-name=" + n.Name, "--k8s-bin-dir=/opt/kubernetes", "--container-runtime-endpoint=" + nodes.Endpoint,
+			"--container-runtime-process-name=dockerd", "--container-runtime-pid-file=/run/docker.pid",
+			"--kubelet-config-file=/etc/kubelet.yaml", "--prepull-images=false", "--server-start-timeout=180s",
+			"--kubelet-flags=--hostname-override=" + n.Name + " --node-ip=" + n.Address +
+				" --runtime-cgroups=/system.slice/docker.service",
+		},
+	}.On(n)
+	if err != nil {
+		h.Logf("%v", err)
+	}
+
+	results := report.Results(h)
+	h.Logf("results in %s: %v", report, results)
+
+	return err != nil || len(results.Failures) > 0
+}
+
+// startNode starts the node of the suite.
+func startNode(h *engines.Program, o options, w *nodes.Network, report suite.Report) *nodes.Node {
+	config := strings.ReplaceAll(kubelet, "CRI_STATS", strconv.FormatBool(o.criStats))
 	c := nodes.Config{
 		Network: w,
+		Engine:  engines.Version(o.engine),
 		Driver:  "systemd",
-		Hosts:   map[string]string{registryName: nodes.Gateway},
-		Binds:   map[string]string{},
 		Files: map[string]string{
-			"/etc/kubelet.yaml":                               kubelet,
-			"/etc/cni/net.d/10-test.conflist":                 network,
-			"/etc/docker/certs.d/" + registryName + "/ca.crt": authority,
+			"/etc/kubelet.yaml":               config,
+			"/etc/cni/net.d/10-test.conflist": network,
 		},
 	}
 
-	for _, b := range []string{"e2e_node.test", "kubelet", "ginkgo"} {
-		if _, err := os.Stat(filepath.Join(built, b)); err != nil {
-			h.Fatalf("the suite is not built; run hack/kubernetes.sh kubelet e2e-node: %v", err)
-		}
-		c.Binds["/opt/kubernetes/"+b] = filepath.Join(built, b)
-	}
-
+	suite.Configure(h, &c, report, suite.Serve(h, w), "e2e-node", "e2e_node.test")
+	c.Binds["/opt/kubernetes/kubelet"] = engines.KubernetesProgram(h, "kubelet", "kubelet")
 	for _, p := range []string{"bridge", "host-local", "loopback", "portmap"} {
 		c.Binds["/opt/cni/bin/"+p] = filepath.Join(engines.Plugins(), p)
 	}
 
-	if report != "" {
-		if err := os.MkdirAll(report, 0o755); err != nil {
-			h.Fatalf("report: %v", err)
-		}
-
-		dir, err := filepath.Abs(report)
-		if err != nil {
-			h.Fatalf("report: %v", err)
-		}
-
-		c.Binds["/report"] = dir
-	}
-
-	n := nodes.StartWithDaemon(h, c)
-	n.Run(h, "mkdir", "-p", "/report")
-	loadImages(h, n, built)
-	createTraffic(h, w, n)
-	n.Run(h, "sh", "-ec", accountScript)
-	suite := []string{
-		fmt.Sprint("--procs=", procs), "--no-color", "--timeout=2h", "--focus=" + focus, "--skip=" + skip,
-		"/opt/kubernetes/e2e_node.test", "--",
-		"--node-name=" + n.Name, "--k8s-bin-dir=/opt/kubernetes", "--container-runtime-endpoint=" + nodes.Endpoint,
-		"--container-runtime-process-name=dockerd", "--container-runtime-pid-file=/run/docker.pid",
-		"--kubelet-config-file=/etc/kubelet.yaml",
-		"--kubelet-flags=--hostname-override=" + n.Name + " --node-ip=" + n.Address +
-			" --runtime-cgroups=/system.slice/docker.service", "--prepull-images=false", "--report-dir=/report",
-		"--server-start-timeout=180s",
-	}
-
-	script := `cd /report && PATH=/opt/kubernetes:$PATH exec /opt/kubernetes/ginkgo "$@"`
-	cmd := n.Command("sh", append([]string{"-c", script, "sh"}, suite...)...)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	if err := cmd.Run(); err != nil {
-		h.Logf("%s: %v", strings.Join(suite, " "), err)
-		return true
-	}
-
-	return false
+	return nodes.StartWithDaemon(h, c)
 }
 
 // createTraffic sends data through the node's interface. The suite expects the traffic of image

@@ -1,4 +1,4 @@
-package main
+package suite
 
 import (
 	"net"
@@ -10,10 +10,11 @@ import (
 	"cri-dockerd/test/registry"
 )
 
-// startServers starts the servers of the node's network: a registry with the name of the suite's
+// Serve starts the servers of the node's network: a registry with the name of the suite's
 // registry, and a name server without any names, to avoid timeouts of lookups. It returns the
 // certificate of the registry's authority.
-func startServers(h *engines.Program, w *nodes.Network) (authority string) {
+func Serve(tb engines.TB, w *nodes.Network) (authority string) {
+	tb.Helper()
 	var l net.Listener
 	var dns net.PacketConn
 	err := engines.In(w.NetNS(), func() (err error) {
@@ -23,12 +24,12 @@ func startServers(h *engines.Program, w *nodes.Network) (authority string) {
 		return err
 	})
 	if err != nil {
-		h.Fatalf("network: %v", err)
+		tb.Fatalf("network: %v", err)
 	}
 
-	h.Cleanup(func() { _ = dns.Close() })
+	tb.Cleanup(func() { _ = dns.Close() })
 	go serveDNS(dns)
-	_, certificate := registry.ServeTLS(h, l, registryName)
+	_, certificate := registry.ServeTLS(tb, l, RegistryName)
 
 	return string(certificate)
 }

@@ -1,6 +1,5 @@
-// Command tools replaces tools of the suite's images missing in Debian's busybox: nmeter (only "-d0
-// %3t"), curl (only GET of the last argument) and bash (runs sh). The name of the program selects
-// the tool. Tools of busybox, such as nc, cannot be replaced, because its shell prefers its own.
+// Command tools replaces tools of the suite's images missing in busybox: curl (only GET of the last
+// argument) and bash (runs sh). The name of the program selects the tool.
 package main
 
 import (
@@ -23,9 +22,6 @@ func main() {
 
 func run(name string, args []string) error {
 	switch name {
-	case "nmeter":
-		fmt.Println(time.Now().UTC().Format("15:04:05.000"))
-		return nil
 	case "curl":
 		return get(args[len(args)-1])
 	case "bash":
