@@ -97,8 +97,8 @@ func refusedToUser(t *testing.T, n *node) {
 	n.assertRefused(t, id, "/host/locked", 126)
 	direct := n.own(t).Command("docker", "-H", "unix://"+n.own(t).Socket, "exec", id, "/host/private")
 	if _ = direct.Run(); direct.ProcessState.ExitCode() == 2 {
-		// Newer releases of runc still have CAP_DAC_OVERRIDE at execve(2). The shell runs and cannot
-		// read the script.
+		// Newer releases of runc still have CAP_DAC_OVERRIDE at execve(2). The shell runs and
+		// cannot read the script.
 		return
 	}
 
