@@ -68,7 +68,7 @@ var allDrills = []drill{
 	},
 	{
 		name:       "reboot",
-		fault:      func(t *testing.T, _ *cluster, n *nodes.Node) { n.Reboot(t, 2*time.Minute) },
+		fault:      func(t *testing.T, _ *cluster, n *nodes.Node) { n.Reboot(t, 3*time.Minute) },
 		bound:      3 * time.Minute,
 		interrupts: true,
 		restarts:   true,

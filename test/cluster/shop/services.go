@@ -114,6 +114,6 @@ func web() http.Handler {
 			}
 		}
 
-		return fmt.Sprintf("%s %s %s\n", host, os.Getenv("VERSION"), r.RemoteAddr), nil
+		return fmt.Sprintf("%s %q %s\n", host, os.Getenv("VERSION"), r.RemoteAddr), nil
 	})
 }
