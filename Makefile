@@ -30,7 +30,7 @@ e2e: engines ## the real kubelet; ENGINE=20.10, 26.1, 29 or all, KUBERNETES=1.34
 	$(GO) test -race -count=1 -timeout 60m ./test/e2e
 cluster: engines ## a kubeadm cluster of NODES (3): CNI=flannel or bridge, ENGINE=20.10 or 29, KUBERNETES; DRILLS=1 for faults on a node
 	hack/kubernetes.sh cluster
-	$(GO) test -count=1 -v -timeout 60m ./test/cluster -nodes $(or $(NODES),3) -cni $(or $(CNI),flannel) -full $(if $(DRILLS),-drills)
+	$(GO) test -count=1 -v -timeout 60m ./test/cluster -nodes $(or $(NODES),3) -cni $(or $(CNI),flannel) $(if $(DRILLS),-drills,-full)
 e2e-node: engines ## Kubernetes' suite of nodes, the metrics tests; FOCUS='\[NodeConformance\]' PROCS=4 for all of it; SKIP, ENGINE=29, CRI_STATS=false, RESUME=1
 	hack/kubernetes.sh e2e-node && hack/busybox.sh
 	$(GO) run ./test/nodeconformance $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)') -procs $(or $(PROCS),1) \

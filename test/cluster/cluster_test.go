@@ -79,16 +79,27 @@ func (c *cluster) apply(t *testing.T, name string) {
 	c.kubectl(t, "apply", "-f", "/tmp/"+name)
 }
 
-// TestCluster creates a cluster and uses it. With -full it runs all checks, which takes some
-// minutes more. With -drills it injects faults instead.
+// TestCluster creates a cluster and uses it. With -drills it injects faults instead; with -full it
+// runs all checks, and the drills after them.
 func TestCluster(t *testing.T) {
 	c := start(t)
+	if !*drills || *full {
+		c.testAll(t)
+	}
 	if *drills {
-		c.testDrills(t)
+		t.Run("drills", c.testDrills)
+	}
+	if t.Failed() {
 		return
 	}
 
-	pods := strings.Fields(c.kubectl(t, "get", "pod", "-l", "app=each", "-o", "jsonpath={.items[*].metadata.name}"))
+	t.Run("end", c.testEnd)
+	t.Run("reset", c.testReset)
+}
+
+// testAll runs the checks.
+func (c *cluster) testAll(t *testing.T) {
+	pods := strings.Fields(c.jsonpath(t, "{.items[*].metadata.name}", "pod", "-l", "app=each"))
 	if len(pods) != *size {
 		t.Fatalf("pods: %v", pods)
 	}
@@ -110,13 +121,6 @@ func TestCluster(t *testing.T) {
 	if c.network.test != nil {
 		t.Run("network", func(t *testing.T) { c.network.test(t, c) })
 	}
-
-	if t.Failed() {
-		return
-	}
-
-	t.Run("end", c.testEnd)
-	t.Run("reset", c.testReset)
 }
 
 // testApplication runs the deployment from the documentation, with an image from a registry.

@@ -107,6 +107,7 @@ func (c *cluster) testDrills(t *testing.T) {
 	setLiveRestore(t, n, true)
 	manifest := strings.NewReplacer("NODE", n.Name, "IP", n.Address).Replace(read(t, "drills.yaml"))
 	c.nodes[0].WriteFile(t, "/tmp/drills.yaml", manifest, 0o644)
+	c.kubectl(t, "delete", "pod", "client", "--ignore-not-found", "--timeout", timeout.String())
 	c.kubectl(t, "apply", "-f", "/tmp/drills.yaml")
 	c.rollout(t, "deployment/victim")
 	c.rollout(t, "deployment/other")
