@@ -67,7 +67,8 @@ func (c *cluster) testRollingUpdate(t *testing.T) {
 		ip := c.jsonpath(t, "{.spec.clusterIP}", "service", "rolling")
 		c.nodes[0].Await(t, timeout, "version "+step.version+" on all pages", func() bool {
 			for range 20 { // the proxy removes the last old pod after a moment
-				if got := strings.Fields(fetch(t, c.nodes[0], "http://"+ip+"/")); got[1] != strconv.Quote(step.version) {
+				page := fetch(t, c.nodes[0], "http://"+ip+"/")
+				if strings.Fields(page)[1] != strconv.Quote(step.version) {
 					return false
 				}
 			}
