@@ -14,6 +14,10 @@ import (
 
 // run injects a fault, waits until the node has healed, and returns a line of the report.
 func (c *cluster) run(t *testing.T, n *nodes.Node, d drill) string {
+	if d.after != nil {
+		t.Cleanup(func() { d.after(t, n) })
+	}
+
 	c.awaitLoad(t)
 	before, lines, begin := c.podsOn(t, n), len(c.lines(t)), time.Now().Truncate(time.Second)
 	d.fault(t, c, n)
@@ -48,9 +52,6 @@ func (c *cluster) run(t *testing.T, n *nodes.Node, d drill) string {
 	}
 	if !d.restarts {
 		c.assertLines(t, lines)
-	}
-	if d.after != nil {
-		d.after(t, n)
 	}
 
 	return line + "\n"

@@ -14,7 +14,7 @@ type drill struct {
 	name  string
 	fault func(t *testing.T, c *cluster, n *nodes.Node)
 	end   func(t *testing.T, n *nodes.Node) // ends the fault; nil if the node heals by itself
-	after func(t *testing.T, n *nodes.Node) // restores the configuration after the drill; may be nil
+	after func(t *testing.T, n *nodes.Node) // restores the node, also after a failure; may be nil
 	bound time.Duration                     // from the end of the fault until the node has healed
 
 	// The pods of the node may notice the fault: requests fail, and with restart all containers
@@ -63,6 +63,7 @@ var allDrills = []drill{
 		name:       "partition",
 		fault:      cutOff,
 		end:        func(t *testing.T, n *nodes.Node) { n.Connect(t) },
+		after:      func(t *testing.T, n *nodes.Node) { n.Connect(t) },
 		bound:      time.Minute,
 		interrupts: true,
 	},
