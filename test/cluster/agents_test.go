@@ -38,9 +38,14 @@ func (c *cluster) testAgent(t *testing.T, n *nodes.Node, agent string) {
 	c.kubectl(t, "run", pod, "--image="+engines.Busybox, "--image-pull-policy=Never", "--overrides",
 		`{"spec": {"nodeName": "`+n.Name+`", "terminationGracePeriodSeconds": 1}}`, "--", "sleep", "1000")
 	c.kubectl(t, "wait", "--for=condition=Ready", "pod/"+pod, "--timeout", timeout.String())
-	want := c.podAddresses(t, n)
-	got := namespaces(inAgent("sh", "-c", listNamespaces))
-	if addresses := slices.Sorted(maps.Keys(got)); !slices.Equal(addresses, want) {
+	var got map[string]string
+	var addresses, want []string
+	if !engines.Within(timeout, func() bool { // pods of earlier tests may be terminating
+		want = c.podAddresses(t, n)
+		got = namespaces(inAgent("sh", "-c", listNamespaces))
+		addresses = slices.Sorted(maps.Keys(got))
+		return slices.Equal(addresses, want)
+	}) {
 		t.Errorf("the agent sees namespaces with addresses %q, want those of the pods: %q", addresses, want)
 	}
 
