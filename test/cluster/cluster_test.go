@@ -114,8 +114,7 @@ func (c *cluster) testAll(t *testing.T) {
 		t.Run("workloads", c.testWorkloads)
 		t.Run("shop", c.testShop)
 	}
-
-	if *size > 1 {
+	if *full && *size > 1 {
 		t.Run("drain", c.testDrain)
 	}
 	if c.network.test != nil {
