@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"testing"
@@ -19,11 +20,11 @@ func TestPressure(t *testing.T) {
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		cc := n.containerConfig(sh("while :; do :; done & while :; do :; done"))
-		cc.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 20000}
+		cc.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 50000}
 		id := n.startConfig(t, pod, cfg, cc)
 		kernel := func(file string) uint64 {
 			t.Helper()
-			out := n.exec(t, id, "cat", "/sys/fs/cgroup/"+file)
+			out := n.run(t, "cat", filepath.Join("/sys/fs/cgroup", n.containerGroup(cfg, id), file))
 			m := someTotal.FindStringSubmatch(out)
 			if m == nil {
 				t.Fatalf("%s: %s", file, out)

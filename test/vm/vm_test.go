@@ -86,7 +86,8 @@ func TestResults(t *testing.T) {
 		t.Fatalf("%v, %v", r, err)
 	}
 
-	if err := r.add(result{Step: "check", About: "checks", Result: resultPassed, Begin: begin, Seconds: 1}); err != nil {
+	repeated := result{Step: "check", About: "checks", Result: resultPassed, Begin: begin, Seconds: 1}
+	if err := r.add(repeated); err != nil {
 		t.Fatal(err)
 	}
 

@@ -37,7 +37,7 @@ const (
 )
 
 // count is the number of pods.
-const count = 5
+const count = 3
 
 // pod is a recorded pod.
 type pod struct {
@@ -119,7 +119,7 @@ func run(command func(*node) error, file string) error {
 	return os.WriteFile(file, b, 0o600)
 }
 
-// start runs the pods. Their containers write a line ten times in a second.
+// start runs the pods. Their containers write a line in every second.
 func (n *node) start() error {
 	n.pods = nil
 	for i := range count {
@@ -164,7 +164,7 @@ func (n *node) runPod(p *pod) error {
 			Image:    &runtimeapi.ImageSpec{Image: image},
 			LogPath:  fmt.Sprintf("main_%d.log", attempt),
 			Command: []string{"sh", "-c",
-				"trap 'exit 0' TERM; i=0; while :; do echo $i; i=$((i+1)); usleep 100000; done"},
+				"trap 'exit 0' TERM; i=0; while :; do echo $i; i=$((i+1)); sleep 1; done"},
 			Linux: &runtimeapi.LinuxContainerConfig{
 				Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuShares: 102},
 			},
