@@ -42,6 +42,7 @@ var allowedImports = map[string][]string{
 	"internal/engine/pause":    {},
 	"internal/cgroup":          {},
 	"internal/apparmor":        {},
+	"internal/systemd":         {},
 	"internal/imagefs":         {},
 	"internal/checkpoint":      {},
 	"internal/imagevolume":     {},
@@ -49,7 +50,7 @@ var allowedImports = map[string][]string{
 	"internal/engine/tolerant": {},
 	"internal/engine": {
 		"internal/cgroup", "internal/engine/pause", "internal/engine/tolerant", "internal/keylock",
-		"internal/model", "internal/secret", "internal/text", "internal/translate",
+		"internal/model", "internal/secret", "internal/systemd", "internal/text", "internal/translate",
 	},
 	"internal/view": {"internal/engine"},
 	"internal/podstats": {
@@ -83,8 +84,8 @@ var allowedImports = map[string][]string{
 		"internal/apparmor", "internal/cgroup", "internal/checkpoint", "internal/config", "internal/connlimit",
 		"internal/cri", "internal/engine", "internal/imagefs", "internal/imagevolume", "internal/logs",
 		"internal/logs/driver", "internal/logs/process", "internal/podnet", "internal/podstats", "internal/proc",
-		"internal/process", "internal/rpc", "internal/stats", "internal/stream", "internal/tracing",
-		"internal/undo", "internal/validate", "internal/view",
+		"internal/process", "internal/rpc", "internal/stats", "internal/stream", "internal/systemd",
+		"internal/tracing", "internal/undo", "internal/validate", "internal/view",
 	},
 	"cmd/cri-dockerd": {
 		"internal/check", "internal/config", "internal/daemon", "internal/exit", "internal/logs/driver",
@@ -139,6 +140,10 @@ var restricted = map[string]struct {
 	"github.com/coreos/go-systemd": {
 		[]string{"internal/process", "internal/logs/process", "internal/rpc"},
 		"process sends messages to systemd; servers take its sockets",
+	},
+	"github.com/godbus/dbus": {
+		[]string{"internal/systemd"},
+		"only systemd speaks D-Bus",
 	},
 	"google.golang.org/grpc/codes": {
 		[]string{"internal/rpc", "internal/check", "internal/check/probe"},
