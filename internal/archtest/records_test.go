@@ -43,7 +43,7 @@ var pidUsers = map[string]string{
 	"internal/cri/sandbox_status.go":         "reports it",
 	"internal/engine/enginetest/contract.go": "checks for one",
 	"internal/engine/enginetest/fake.go":     "has no processes",
-	"internal/engine/kernel.go":              "Kernel.FindGroup verifies the process",
+	"internal/engine/limits.go":              "Kernel.FindGroup verifies the process",
 	"internal/podnet/manager.go":             "Pins.Pin, Pins.Addresses and OpenProcess verify the process",
 	"internal/podnet/reclaim.go":             "Pins.Pin verifies the process",
 	"internal/podnet/release.go":             "Pins.Pin verifies the process",

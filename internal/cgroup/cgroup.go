@@ -210,3 +210,12 @@ func (g *Group) locatePressure() (root, path string) {
 
 // V2 reports whether the container is managed by cgroup v2.
 func (g *Group) V2() bool { return g.v2 }
+
+// Scope returns the name of the group's systemd unit, or "" if systemd does not write the group's
+// files: with Docker's cgroupfs driver, and on cgroup v1.
+func (g *Group) Scope() string {
+	if name := filepath.Base(g.path); g.v2 && strings.HasSuffix(name, ".scope") {
+		return name
+	}
+	return ""
+}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,6 +15,9 @@ import (
 
 	"cri-dockerd/internal/model"
 )
+
+// pageSize is the kernel's unit of memory limits, in bytes.
+var pageSize = os.Getpagesize()
 
 // SetHugepages limits huge pages by their size, in bytes (hugetlb.<size>.limit_in_bytes, on v2
 // hugetlb.<size>.max). If this machine cannot limit a size, a limit of 0 is ignored and any other
@@ -89,4 +94,49 @@ func (g *Group) Unified(keys []model.UnifiedKey) map[model.UnifiedKey]string {
 		}
 	}
 	return out
+}
+
+// LostUnified returns the files of cgroup v2 with another value than the given one, sorted. It
+// omits missing files, and those without a value to read: a write to them is an action, such as
+// memory.reclaim.
+func (g *Group) LostUnified(values map[model.UnifiedKey]string) []model.UnifiedKey {
+	var out []model.UnifiedKey
+	for _, key := range slices.Sorted(maps.Keys(values)) {
+		b, err := g.readFile(unified, string(key))
+		if err == nil && !hasValue(key, string(b), values[key]) {
+			out = append(out, key)
+		}
+	}
+	return out
+}
+
+// hasValue reports whether a file contains every line of a value. The kernel rounds bytes down to
+// whole pages.
+func hasValue(key model.UnifiedKey, content, value string) bool {
+	lines := strings.Split(strings.TrimSpace(content), "\n")
+	for line := range strings.SplitSeq(strings.TrimSpace(value), "\n") {
+		line = strings.TrimSpace(line)
+		if n, err := strconv.ParseUint(line, 10, 64); err == nil {
+			if isBytes(key) {
+				n -= n % uint64(pageSize)
+			}
+			line = strconv.FormatUint(n, 10)
+			if n >= unlimited {
+				line = "max"
+			}
+		}
+
+		if !slices.Contains(lines, line) && !slices.Contains(lines, "default "+line) {
+			return false
+		}
+	}
+
+	return true
+}
+
+// isBytes reports whether a file holds a limit in bytes of the memory controller.
+func isBytes(key model.UnifiedKey) bool {
+	name := string(key)
+	return strings.HasPrefix(name, "memory.") &&
+		slices.Contains([]string{".min", ".low", ".high", ".max"}, filepath.Ext(name))
 }

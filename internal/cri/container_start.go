@@ -69,7 +69,7 @@ func (s *Service) StartContainer(
 // stopped meanwhile (podErr).
 func (s *Service) finishStart(ctx context.Context, c *lockedContainer, podErr error) error {
 	logErr := s.Logs.Started(ctx, c.Container)
-	err := errors.Join(s.Engine.LimitStarted(c.Container), podErr)
+	err := errors.Join(LimitKeeper{s}.keepLater(c.ID, s.Engine.LimitStarted(ctx, c.Container)), podErr)
 	if err == nil {
 		return logErr
 	}

@@ -6,8 +6,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// ContainerStatus describes one container from memory (CRI ContainerStatus). NotFound for an
-// unknown ID and for the ID of a sandbox.
+// ContainerStatus describes one container from memory, with its limits from the kernel (CRI
+// ContainerStatus). NotFound for an unknown ID and for the ID of a sandbox.
 func (s *Service) ContainerStatus(
 	_ context.Context, r *runtimeapi.ContainerStatusRequest,
 ) (*runtimeapi.ContainerStatusResponse, error) {
@@ -20,7 +20,7 @@ func (s *Service) ContainerStatus(
 		return nil, err
 	}
 
-	resp := &runtimeapi.ContainerStatusResponse{Status: c.Status()}
+	resp := &runtimeapi.ContainerStatusResponse{Status: s.Engine.Measure(c).Status()}
 	if r.GetVerbose() {
 		resp.Info, err = verboseInfo(map[string]any{
 			"pid":       c.Pid,

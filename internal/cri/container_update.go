@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -45,7 +46,8 @@ func (s *Service) UpdateContainerResources(
 
 	// Apply the limits of the start first: CompleteStarts may not have finished an interrupted
 	// start yet.
-	if err := s.Engine.LimitStarted(c.Container); err != nil {
+	keeper := LimitKeeper{s}
+	if err := keeper.keepLater(c.ID, s.Engine.LimitStarted(ctx, c.Container)); err != nil {
 		return nil, err
 	}
 
@@ -53,9 +55,11 @@ func (s *Service) UpdateContainerResources(
 		return nil, err
 	}
 
-	if err := s.Engine.Limit(c.Container, update.Kernel); err != nil {
-		return nil, err
+	// Even without changes to the other limits: an update by the engine may replace them.
+	renewErr := s.renew(ctx, c)
+	if err := keeper.keepLater(c.ID, s.Engine.Limit(ctx, c.Container, update.Kernel)); err != nil {
+		return nil, errors.Join(err, renewErr)
 	}
 
-	return &runtimeapi.UpdateContainerResourcesResponse{}, s.View.Refresh(ctx, c.ID)
+	return &runtimeapi.UpdateContainerResourcesResponse{}, renewErr
 }

@@ -26,23 +26,23 @@ func (s *Service) GetContainerEvents(
 		if err != nil {
 			return err
 		}
-		if err := out.Send(newEvent(c, s.Network)); err != nil {
+		if err := out.Send(newEvent(c, s.Network, s.Engine)); err != nil {
 			return err
 		}
 	}
 }
 
-// newEvent converts a change to a CRI event with the pod's current addresses.
-func newEvent(c *view.Change, network Network) *runtimeapi.ContainerEventResponse {
-	e := &runtimeapi.ContainerEventResponse{
+// newEvent converts a change to a CRI event with the pod's current addresses and limits.
+func newEvent(c *view.Change, network Network, e Engine) *runtimeapi.ContainerEventResponse {
+	event := &runtimeapi.ContainerEventResponse{
 		ContainerId:        string(c.ID),
 		ContainerEventType: c.Type,
 		CreatedAt:          c.At.UnixNano(),
-		ContainersStatuses: containerStatuses(c.Containers),
+		ContainersStatuses: containerStatuses(c.Containers, e),
 	}
 	if c.Sandbox != nil {
-		e.PodSandboxStatus = c.Sandbox.Status(network.Addresses(c.Sandbox))
+		event.PodSandboxStatus = c.Sandbox.Status(network.Addresses(c.Sandbox))
 	}
 
-	return e
+	return event
 }

@@ -29,7 +29,7 @@ func (s *Service) PodSandboxStatus(
 	sb := pod.Sandbox
 	resp := &runtimeapi.PodSandboxStatusResponse{
 		Status:             sb.Status(s.Network.Addresses(sb)),
-		ContainersStatuses: containerStatuses(pod.Containers),
+		ContainersStatuses: containerStatuses(pod.Containers, s.Engine),
 		Timestamp:          pod.At.UnixNano(),
 	}
 	if r.GetVerbose() {
@@ -46,10 +46,11 @@ func (s *Service) PodSandboxStatus(
 	return resp, err
 }
 
-func containerStatuses(containers []*model.Container) []*runtimeapi.ContainerStatus {
+// containerStatuses describes containers like ContainerStatus.
+func containerStatuses(containers []*model.Container, e Engine) []*runtimeapi.ContainerStatus {
 	var out []*runtimeapi.ContainerStatus
 	for _, c := range containers {
-		out = append(out, c.Status())
+		out = append(out, e.Measure(c).Status())
 	}
 	return out
 }

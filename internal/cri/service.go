@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/time/rate"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -48,12 +49,19 @@ type Engine interface {
 	KillForgotten(ctx context.Context, id model.ContainerID) (killed int, err error)
 	// Update changes the resources of a container through Docker's API.
 	Update(ctx context.Context, id model.ContainerID, u *translate.Update) error
-	// Limit writes limits to the kernel for a running container where Docker's API has no field. An
-	// ended container is no error.
-	Limit(c *model.Container, l model.KernelLimits) error
 	// LimitStarted applies the kernel limits of the container's record, once per start of the
-	// container.
-	LimitStarted(c *model.Container) error
+	// container. An ended container is no error. Unavailable means that the limits are set, but
+	// systemd has not confirmed to keep them; LimitKeeper tries again.
+	LimitStarted(ctx context.Context, c *model.Container) error
+	// Limit changes limits of a running container where Docker's API has no field, and keeps them
+	// until it ends. Results are those of LimitStarted.
+	Limit(ctx context.Context, c *model.Container, update model.KernelLimits) error
+	// KeepLimits restores the limits that somebody has replaced. Results are those of LimitStarted.
+	KeepLimits(ctx context.Context, c *model.Container) error
+	// LimitsLost delivers an element after the limits of any container may have been replaced.
+	LimitsLost() <-chan struct{}
+	// Measure returns the record of a container with the kernel's current limits.
+	Measure(c *model.Container) *model.Container
 	// Inspect reads one container. NotFound if it was removed. The object is empty if the container
 	// is not managed by this daemon.
 	Inspect(ctx context.Context, id model.ContainerID) (model.Object, error)
@@ -104,6 +112,14 @@ type View interface {
 	// Refresh reads the objects from the engine again, so that the view reflects a completed call.
 	// It drops removed objects from the view without an error.
 	Refresh(ctx context.Context, ids ...model.ContainerID) error
+}
+
+// Updates provides the containers whose limits may have been replaced; see package view.
+type Updates interface {
+	// NextUpdated waits for the next container.
+	NextUpdated(ctx context.Context) (model.ContainerID, error)
+	// AddUpdated makes NextUpdated return a container after a delay.
+	AddUpdated(id model.ContainerID, delay time.Duration)
 }
 
 // ImageView provides the images of this node from memory, as View does for containers.
@@ -218,6 +234,7 @@ type Deps struct {
 	Engine    Engine
 	Images    Images
 	View      View
+	Updates   Updates
 	ImageView ImageView
 	Network   Network
 	Node      NodeNetwork
@@ -245,7 +262,8 @@ type Service struct {
 
 	encodedSandboxes  *encodings[model.Sandbox]
 	encodedContainers *encodings[model.Container]
-	outputs           outputBytes // of ExecSync
+	outputs           outputBytes    // of ExecSync
+	unkept            rate.Sometimes // bounds the warnings that systemd does not answer
 }
 
 var (
@@ -271,6 +289,7 @@ func New(d Deps) *Service {
 		encodedContainers: newEncodings(
 			func(c *model.Container) proto.Message { return c.Item() },
 			func(c *model.Container) proto.Message { return c.ShortItem() }),
+		unkept: rate.Sometimes{Interval: keepLogInterval},
 	}
 }
 

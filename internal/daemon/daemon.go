@@ -17,6 +17,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"cri-dockerd/internal/config"
+	"cri-dockerd/internal/cri"
 	"cri-dockerd/internal/process"
 	"cri-dockerd/internal/view"
 )
@@ -98,6 +99,8 @@ func (p *parts) run(ctx context.Context, hup <-chan os.Signal) error {
 		func() error { p.imageFS.Run(ctx); return nil },
 		func() error { p.recoverLoop(ctx); return nil },
 		func() error { p.service.CompleteStarts(ctx); return nil },
+		func() error { p.units.Run(ctx); return nil },
+		func() error { cri.LimitKeeper{Service: p.service}.Run(ctx); return nil },
 		func() error { p.reloadLoop(ctx, hup); return nil },
 		p.streams.Serve,
 		func() error { p.begin(ctx, started); return nil },

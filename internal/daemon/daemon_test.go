@@ -59,8 +59,8 @@ func configure(t *testing.T, dir string, args ...string) *config.Config {
 	return c
 }
 
-// systemd returns a socket for notifications (sd_notify(3)).
-func systemd(t *testing.T) *net.UnixConn {
+// notifySocket returns a socket for notifications (sd_notify(3)).
+func notifySocket(t *testing.T) *net.UnixConn {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "notify")
 	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: file, Net: "unixgram"})
@@ -97,7 +97,7 @@ func awaitState(t *testing.T, c *net.UnixConn, want string) {
 func TestWithoutEngine(t *testing.T) {
 	for _, plugin := range []string{"cni", "kubenet", ""} {
 		t.Run("network="+plugin, func(t *testing.T) {
-			dir, notified := t.TempDir(), systemd(t)
+			dir, notified := t.TempDir(), notifySocket(t)
 			t.Setenv("WATCHDOG_USEC", "20000")
 			ctx, stop := context.WithCancel(t.Context())
 			ended := make(chan error, 1)
@@ -137,7 +137,7 @@ func TestWithoutEngine(t *testing.T) {
 
 // TestStopEndsEventStreams checks that an open event stream does not delay the stop of the daemon.
 func TestStopEndsEventStreams(t *testing.T) {
-	dir, notified := t.TempDir(), systemd(t)
+	dir, notified := t.TempDir(), notifySocket(t)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {

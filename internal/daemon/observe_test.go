@@ -142,7 +142,7 @@ func run(t *testing.T, args ...string) running {
 		log:    &lockedBuffer{},
 	}
 
-	notified := systemd(t)
+	notified := notifySocket(t)
 	socket := filepath.Join(r.dir, "docker.sock")
 	l, err := net.Listen("unix", socket)
 	if err != nil {

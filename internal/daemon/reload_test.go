@@ -12,7 +12,7 @@ import (
 // notifies systemd and logs one line.
 func TestReload(t *testing.T) {
 	r := run(t, "--network-plugin=cni")
-	c := systemd(t) // a new listener, without earlier notifications
+	c := notifySocket(t) // a new listener, without earlier notifications
 	before := r.engine.count("/containers/json")
 	if code, text := r.get(t, "/readyz"); code != 503 || !strings.Contains(text, "no CNI configuration in") {
 		t.Errorf("before: %d, %s", code, text)

@@ -42,7 +42,7 @@ func awaitNotification(t *testing.T, c *net.UnixConn, prefix string) []string {
 // TestStatusWithoutEngine checks that a stopped engine does not delay the start, and that the
 // status line reports it before the unit is ready.
 func TestStatusWithoutEngine(t *testing.T) {
-	notified := systemd(t)
+	notified := notifySocket(t)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- Run(ctx, configure(t, t.TempDir()), "test", slog.New(slog.DiscardHandler)) }()
@@ -61,7 +61,7 @@ func TestStatusWithoutEngine(t *testing.T) {
 // TestHangingEngine checks that an engine without responses delays the start until the timeout, and
 // that the status line reports the engine.
 func TestHangingEngine(t *testing.T) {
-	dir, notified := t.TempDir(), systemd(t)
+	dir, notified := t.TempDir(), notifySocket(t)
 	l, err := net.Listen("unix", filepath.Join(dir, "hung.sock"))
 	if err != nil {
 		t.Fatal(err)

@@ -32,6 +32,7 @@ import (
 	"cri-dockerd/internal/rpc"
 	"cri-dockerd/internal/stats"
 	"cri-dockerd/internal/stream"
+	"cri-dockerd/internal/systemd"
 	"cri-dockerd/internal/tracing"
 	"cri-dockerd/internal/undo"
 	"cri-dockerd/internal/validate"
@@ -46,6 +47,7 @@ type parts struct {
 	undo    undo.Stack // closes the parts
 
 	traces  trace.TracerProvider // nil for none
+	units   *systemd.Manager
 	engine  *engine.Engine
 	view    *view.View
 	oom     *cgroup.OOMWatcher
@@ -154,12 +156,15 @@ func (p *parts) openTraces() error {
 }
 
 func (p *parts) openEngine() (err error) {
+	p.units = systemd.New(systemd.PrivateSocket, p.log)
+	p.closeLater("systemd", p.units)
 	p.engine, err = engine.New(engine.Config{
 		Endpoint:     p.cfg.DockerEndpoint,
 		PauseImage:   p.cfg.PauseImage,
 		Pins:         p.cfg.ImagePins(),
 		PullDeadline: p.cfg.PullDeadline,
 		Traces:       p.traces,
+		Units:        p.units,
 		Log:          p.log,
 	})
 	if err != nil {
@@ -295,6 +300,7 @@ func (p *parts) openService() error {
 		Engine:      p.engine,
 		Images:      p.engine,
 		View:        p.view,
+		Updates:     p.view,
 		ImageView:   p.view,
 		Network:     p.network,
 		Node:        p.network,

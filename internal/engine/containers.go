@@ -128,8 +128,6 @@ func (e *Engine) Inspect(ctx context.Context, id model.ContainerID) (model.Objec
 		return model.Object{}, wrap(err, "inspect container %s", id)
 	}
 
-	e.measure(o.Container)
-
 	return o, nil
 }
 

@@ -44,6 +44,9 @@ type Config struct {
 	Dial func(ctx context.Context) (net.Conn, error)
 	// Traces receives a span for every request. It may be nil.
 	Traces trace.TracerProvider
+	// Units is systemd, which owns the control groups of containers with Docker's systemd driver.
+	// Nil means that there is none.
+	Units Units
 	// Pins are the images pinned by the operator.
 	Pins model.ImagePins
 	Log  *slog.Logger

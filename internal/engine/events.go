@@ -25,6 +25,7 @@ type EventKind int
 
 const (
 	Changed     EventKind = iota // any other change
+	Updated                      // the resources were updated
 	Started                      // the main process was started
 	OutOfMemory                  // the kernel's OOM killer has killed a process
 	Killed                       // the engine has sent SIGKILL
@@ -244,6 +245,8 @@ func read(id model.ContainerID, m events.Message) Event {
 	switch m.Action {
 	case events.ActionStart:
 		e.Kind = Started
+	case events.ActionUpdate:
+		e.Kind = Updated
 	case events.ActionOOM:
 		e.Kind = OutOfMemory
 	case events.ActionKill:

@@ -1,10 +1,12 @@
 package model
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -33,7 +35,7 @@ type Container struct {
 	Mounts        []*runtimeapi.Mount
 	ImageVolumes  []ImageVolume
 	Resources     *runtimeapi.ContainerResources
-	Kernel        KernelLimits // to be written at the start
+	Kernel        KernelLimits // as requested at creation; written at each start
 	User          *runtimeapi.ContainerUser
 	StopSignal    runtimeapi.Signal
 	TTY           bool
@@ -61,6 +63,47 @@ func (l KernelLimits) Empty() bool {
 	return l.OOMScoreAdj == 0 && len(l.Hugepages) == 0 && len(l.Unified) == 0
 }
 
+// With returns the limits after an update. Limits missing from it remain.
+func (l KernelLimits) With(update KernelLimits) KernelLimits {
+	return KernelLimits{
+		OOMScoreAdj: cmp.Or(update.OOMScoreAdj, l.OOMScoreAdj),
+		Hugepages:   merge(l.Hugepages, update.Hugepages),
+		Unified:     merge(l.Unified, update.Unified),
+	}
+}
+
+// merge returns a map with the entries of both, those of b first. It may return one of them.
+func merge[M ~map[K]V, K comparable, V any](a, b M) M {
+	switch {
+	case len(a) == 0:
+		return b
+	case len(b) == 0:
+		return a
+	}
+
+	out := maps.Clone(a)
+	maps.Copy(out, b)
+
+	return out
+}
+
+// Check checks the names in limits read from JSON.
+func (l KernelLimits) Check() error {
+	for size := range l.Hugepages {
+		if _, err := ParsePageSize(string(size)); err != nil {
+			return err
+		}
+	}
+
+	for key := range l.Unified {
+		if _, err := ParseUnifiedKey(string(key)); err != nil {
+			return err
+		}
+	}
+
+	return nil
+}
+
 // SetOn replaces the huge page limits and unified values of r.
 func (l KernelLimits) SetOn(r *runtimeapi.LinuxContainerResources) {
 	r.Unified, r.HugepageLimits = nil, nil
@@ -77,12 +120,25 @@ func (l KernelLimits) SetOn(r *runtimeapi.LinuxContainerResources) {
 	}
 }
 
-// SetMeasured replaces the requested limits of a running container by the kernel's actual ones. The
-// record must not be shared yet.
-func (c *Container) SetMeasured(l KernelLimits) {
+// WithMeasured returns a copy of the record with the kernel's actual limits.
+func (c *Container) WithMeasured(l KernelLimits) *Container {
+	r := proto.CloneOf(c.Resources)
+	if r.GetLinux() == nil {
+		r = &runtimeapi.ContainerResources{Linux: &runtimeapi.LinuxContainerResources{}}
+	}
+	r.Linux.OomScoreAdj = int64(l.OOMScoreAdj)
+	l.SetOn(r.Linux)
+
+	out := *c
+	out.Resources = r
+
+	return &out
+}
+
+// NoSwap reports whether Docker's limits permit memory, but no swap.
+func (c *Container) NoSwap() bool {
 	r := c.Resources.GetLinux()
-	r.OomScoreAdj = int64(l.OOMScoreAdj)
-	l.SetOn(r)
+	return r.GetMemoryLimitInBytes() > 0 && r.GetMemorySwapLimitInBytes() == r.GetMemoryLimitInBytes()
 }
 
 // ImageVolume is an image mounted into a container (CRI Mount.image). It is part of the container's

@@ -135,16 +135,8 @@ func (c *containerRecord) check() error {
 		}
 	}
 
-	for size := range c.Limits.Hugepages {
-		if _, err := model.ParsePageSize(string(size)); err != nil {
-			return invalidRecord("limits: %v", err)
-		}
-	}
-
-	for key := range c.Limits.Unified {
-		if _, err := model.ParseUnifiedKey(string(key)); err != nil {
-			return invalidRecord("limits: %v", err)
-		}
+	if err := c.Limits.Check(); err != nil {
+		return invalidRecord("limits: %v", err)
 	}
 
 	return nil

@@ -33,6 +33,7 @@ func (v *View) observe(e engine.Event) {
 	if e.Kind == engine.Destroyed {
 		v.publishLocked(v.store.remove(e.ID, e.At))
 		v.pending.remove(e.ID)
+		v.updated.remove(e.ID)
 		delete(v.retries, e.ID)
 		v.metrics.beginRead(e.ID)()
 		return
@@ -47,6 +48,9 @@ func (v *View) observe(e engine.Event) {
 
 	switch e.Kind {
 	case engine.Killed: // Died follows
+	case engine.Updated:
+		v.updated.add(e.ID, settleTime)
+		v.pending.add(e.ID, settleTime)
 	case engine.Died:
 		v.pending.add(e.ID, 0) // no call reads it
 	default:

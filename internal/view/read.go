@@ -7,6 +7,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
 )
@@ -57,6 +59,9 @@ func (v *View) readAll(ctx context.Context, reason string) error {
 	v.publishLocked(v.store.replace(objects, ticket))
 	for _, o := range objects {
 		v.watchKernelLocked(o)
+		if c := o.Container; c != nil && c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			v.updated.add(c.ID, 0)
+		}
 	}
 
 	return nil
@@ -175,7 +180,22 @@ func (v *View) readOne(ctx context.Context, id model.ContainerID) error {
 
 // acceptLocked stores the result of an inspection.
 func (v *View) acceptLocked(id model.ContainerID, o model.Object, ticket uint64) {
+	old := v.store.object(id).Container
 	o = v.addExitLocked(o)
 	v.publishLocked(v.store.put(id, o, ticket))
 	v.watchKernelLocked(o)
+
+	if c := o.Container; c != nil && old != nil && !proto.Equal(c.Resources, old.Resources) {
+		v.updated.add(id, 0)
+	}
 }
+
+// NextUpdated waits for a container whose limits somebody may have replaced: after an update
+// through the engine, and after each full read, because events may be missing. It fails with ctx's
+// error.
+func (v *View) NextUpdated(ctx context.Context) (model.ContainerID, error) {
+	return v.updated.next(ctx)
+}
+
+// AddUpdated makes NextUpdated return a container after a delay.
+func (v *View) AddUpdated(id model.ContainerID, delay time.Duration) { v.updated.add(id, delay) }

@@ -59,6 +59,7 @@ type View struct {
 
 	pending       *queue        // containers to be read
 	pendingImages *queue        // one element stands for all images
+	updated       *queue        // containers whose limits may have been replaced
 	missed        chan struct{} // an element after events were lost
 	arrived       arrivals
 	slow          chan struct{} // one element per inspection waiting in the background
@@ -92,6 +93,7 @@ func New(src Source, log *slog.Logger) *View {
 		synced:        make(chan struct{}, 1),
 		pending:       newQueue(),
 		pendingImages: newQueue(),
+		updated:       newQueue(),
 		missed:        make(chan struct{}, 1),
 		slow:          make(chan struct{}, slowInspects),
 		metrics:       newViewMetrics(),

@@ -49,6 +49,8 @@ type Fake struct {
 	held       map[model.ImageID]bool
 	limits     map[model.ContainerID]model.KernelLimits
 	limited    map[model.ContainerID]int // PID at the last LimitStarted
+	kept       map[model.ContainerID]int // calls of KeepLimits
+	lost       chan struct{}             // of LimitsLost
 	watchers   []chan engine.Event
 	created    int                       // number of created containers
 	ticks      int                       // of the engine's clock
@@ -65,6 +67,8 @@ func NewFake(images ...string) *Fake {
 		images:     map[string]*model.Image{},
 		held:       map[model.ImageID]bool{},
 		limits:     map[model.ContainerID]model.KernelLimits{},
+		kept:       map[model.ContainerID]int{},
+		lost:       make(chan struct{}, 1),
 		limited:    map[model.ContainerID]int{},
 		forgotten:  map[model.ContainerID]int{},
 		pids:       1000,
@@ -244,6 +248,7 @@ func (f *Fake) Start(ctx context.Context, id model.ContainerID) error {
 		}
 
 		f.pids++
+		delete(f.limits, id) // the control group is new
 		c.State = &container.State{
 			Status:     container.StateRunning,
 			Running:    true,
@@ -321,13 +326,14 @@ func (f *Fake) Update(ctx context.Context, id model.ContainerID, u *translate.Up
 			parent := c.HostConfig.CgroupParent
 			c.HostConfig.Resources = u.Resources
 			c.HostConfig.CgroupParent = parent
+			f.notifyLocked(id, engine.Updated)
 		}
 		return err
 	})
 }
 
 // Limit implements cri.Engine. It records the limits.
-func (f *Fake) Limit(c *model.Container, l model.KernelLimits) error {
+func (f *Fake) Limit(_ context.Context, c *model.Container, l model.KernelLimits) error {
 	if l.Empty() {
 		return nil
 	}
@@ -341,20 +347,20 @@ func (f *Fake) Limit(c *model.Container, l model.KernelLimits) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 
-	f.limits[c.ID] = l
+	f.limits[c.ID] = f.limits[c.ID].With(l)
 
 	return nil
 }
 
 // LimitStarted implements cri.Engine.
-func (f *Fake) LimitStarted(c *model.Container) error {
+func (f *Fake) LimitStarted(ctx context.Context, c *model.Container) error {
 	f.mu.Lock()
 	done := f.limited[c.ID] == c.Pid
 	f.mu.Unlock()
 	if done || c.Kernel.Empty() || c.Pid == 0 {
 		return nil
 	}
-	if err := f.Limit(c, c.Kernel); err != nil {
+	if err := f.Limit(ctx, c, c.Kernel); err != nil {
 		return err
 	}
 
@@ -366,7 +372,50 @@ func (f *Fake) LimitStarted(c *model.Container) error {
 	return nil
 }
 
-// Limits returns the argument of the last call of Limit for a container.
+// KeepLimits implements cri.Engine. It counts the calls.
+func (f *Fake) KeepLimits(_ context.Context, c *model.Container) error {
+	if f.Fault != nil {
+		if err := f.Fault("keep", false); err != nil {
+			return err
+		}
+	}
+
+	f.mu.Lock()
+	defer f.mu.Unlock()
+
+	f.kept[c.ID]++
+
+	return nil
+}
+
+// Kept returns the number of successful calls of KeepLimits for a container.
+func (f *Fake) Kept(id model.ContainerID) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.kept[id]
+}
+
+// LimitsLost implements cri.Engine.
+func (f *Fake) LimitsLost() <-chan struct{} { return f.lost }
+
+// LoseLimits simulates a reload of systemd.
+func (f *Fake) LoseLimits() { f.lost <- struct{}{} }
+
+// Measure implements cri.Engine. The limits are those of Limit.
+func (f *Fake) Measure(c *model.Container) *model.Container {
+	if c.Pid == 0 {
+		return c
+	}
+
+	l := f.Limits(c.ID)
+	if l.OOMScoreAdj == 0 {
+		l.OOMScoreAdj = int(c.Resources.GetLinux().GetOomScoreAdj())
+	}
+
+	return c.WithMeasured(l)
+}
+
+// Limits returns the limits set by Limit and LimitStarted for a container.
 func (f *Fake) Limits(id model.ContainerID) model.KernelLimits {
 	f.mu.Lock()
 	defer f.mu.Unlock()
