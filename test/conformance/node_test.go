@@ -66,6 +66,33 @@ func (n *node) needsProgram(t *testing.T) {
 	}
 }
 
+// ownedBySystemd returns the runtime at -endpoint. It skips the test unless systemd owns the control
+// groups of its containers (cgroup v2).
+func ownedBySystemd(t *testing.T) *node {
+	t.Helper()
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err != nil {
+		t.Skip("needs cgroup v2")
+	}
+	if *endpoint == "" {
+		t.Skip("needs the systemd of a machine; set -endpoint")
+	}
+
+	n := endpointNode()
+	if n.own(t); !n.slices {
+		t.Skip("needs Docker's systemd cgroup driver")
+	}
+
+	return n
+}
+
+// needsUnit skips the test if a unit of systemd is not active.
+func (n *node) needsUnit(t *testing.T, unit string) {
+	t.Helper()
+	if n.own(t).Command("systemctl", "--quiet", "is-active", unit).Run() != nil {
+		t.Skip("needs an active " + unit)
+	}
+}
+
 // needsPressure skips the test if the kernel has no pressure (PSI) of control groups.
 func needsPressure(t *testing.T) {
 	t.Helper()
