@@ -89,20 +89,27 @@ func (st *starts) end(id model.ContainerID) bool {
 type completer struct{ *Service }
 
 // CompleteStarts finishes every observed container start as StartContainer does after a successful
-// engine call. It skips steps already done, and runs until ctx or the view ends. It also requests a
-// recovery for every sandbox removed by someone else.
+// engine call. It skips steps already done, and runs until ctx or the view ends. It also releases
+// the network of every sandbox removed by someone else.
 func (s *Service) CompleteStarts(ctx context.Context) {
 	c := completer{s}
-	var g errgroup.Group
-	defer func() { _ = g.Wait() }()
+	var g, removals errgroup.Group
+	removals.SetLimit(recoveriesAtOnce)
+	defer func() { _, _ = g.Wait(), removals.Wait() }()
+
+	started := func(id model.ContainerID) {
+		if c.hasNothingToComplete(id) || !s.starts.begin(id) {
+			return
+		}
+		g.Go(func() error { c.completeStarts(ctx, id); return nil })
+	}
+	removed := func(id model.ContainerID) {
+		s.starts.forget(id)
+		recovery{s}.observeRemoval(ctx, &removals, id)
+	}
 
 	for {
-		err := c.followStarts(ctx, func(id model.ContainerID) {
-			if c.hasNothingToComplete(id) || !s.starts.begin(id) {
-				return
-			}
-			g.Go(func() error { c.completeStarts(ctx, id); return nil })
-		})
+		err := c.follow(ctx, started, removed)
 		if ctx.Err() != nil || errdefs.IsUnavailable(err) {
 			return
 		}
@@ -112,8 +119,9 @@ func (s *Service) CompleteStarts(ctx context.Context) {
 	}
 }
 
-// followStarts calls started for every container in the view, and for each later start.
-func (s completer) followStarts(ctx context.Context, started func(id model.ContainerID)) error {
+// follow calls started for every container in the view and for each later start, and removed for
+// each removed container or sandbox.
+func (s completer) follow(ctx context.Context, started, removed func(id model.ContainerID)) error {
 	w := s.View.Watch()
 	defer w.Stop()
 
@@ -131,8 +139,7 @@ func (s completer) followStarts(ctx context.Context, started func(id model.Conta
 		case runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT:
 			started(change.ID)
 		case runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT:
-			s.starts.forget(change.ID)
-			recovery(s).observeRemoval(change.ID)
+			removed(change.ID)
 		}
 	}
 }

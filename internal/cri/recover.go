@@ -49,10 +49,21 @@ func (s *Service) Recover(ctx context.Context) error {
 // recovery cleans up leftovers. It implements podnet.Sandboxes.
 type recovery struct{ *Service }
 
-// observeRemoval requests a recovery if a removed sandbox still holds its network. No later call
-// will name it if someone else removed it (docker rm -f).
-func (r recovery) observeRemoval(id model.ContainerID) {
-	if r.Node.Holds(id) {
+// observeRemoval releases the network of a removed sandbox if it still holds one. No later call
+// will name it if someone else removed it (docker rm -f). A recovery would not do: it may be
+// waiting for the plugins of other pods. It retries a failed release.
+func (r recovery) observeRemoval(ctx context.Context, g *errgroup.Group, id model.ContainerID) {
+	if !r.Node.Holds(id) {
+		return
+	}
+
+	if !g.TryGo(func() error {
+		if err := r.Reclaimer.ReclaimOne(ctx, id, r); err != nil {
+			r.Log.Warn("failed to release the network of a removed pod; retrying", "sandbox", id, "err", err)
+			r.Reclaimer.RequestReclaim()
+		}
+		return nil
+	}) {
 		r.Reclaimer.RequestReclaim()
 	}
 }

@@ -116,34 +116,80 @@ func (v watchedView) Watch() *view.Watch {
 	return v.View.Watch()
 }
 
-// TestSandboxRemovedByOthers: if someone removes a sandbox through the engine, its network is
-// released without another call or connection. The service's own removals request no recovery.
-func TestSandboxRemovedByOthers(t *testing.T) {
+// followed returns a service that follows the view.
+func followed(t *testing.T) (*Service, *world) {
+	t.Helper()
 	s, w := newService(t)
 	watched := watchedView{View: s.View, watched: make(chan struct{})}
 	s.View = watched
 	ctx, stop := context.WithCancel(t.Context())
-	followed := make(chan struct{})
-	go func() { defer close(followed); s.CompleteStarts(ctx) }()
-	defer func() { stop(); <-followed }()
-
+	ended := make(chan struct{})
+	go func() { defer close(ended); s.CompleteStarts(ctx) }()
+	t.Cleanup(func() { stop(); <-ended })
 	<-watched.watched
-	var ids []string
-	for range 2 {
-		r, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: w.pod()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ids = append(ids, r.PodSandboxId)
-	}
 
-	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{
-		PodSandboxId: ids[0],
-	}); err != nil {
+	return s, w
+}
+
+// TestSandboxRemovedByOthers: if someone removes a sandbox through the engine, its network is
+// released without another call, connection or recovery.
+func TestSandboxRemovedByOthers(t *testing.T) {
+	s, w := followed(t)
+	own, other := runPod(t, s, w.pod()), runPod(t, s, w.pod())
+	if _, err := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: own}); err != nil {
 		t.Fatal(err)
 	}
 
-	if err := w.engine.Remove(t.Context(), model.ContainerID(ids[1])); err != nil {
+	if err := w.engine.Remove(t.Context(), model.ContainerID(other)); err != nil {
+		t.Fatal(err)
+	}
+
+	eventually(t, func() bool { return len(keys(w, w.attached))+len(keys(w, w.pins)) == 0 })
+	w.assertNoLeftovers(t, s)
+	select {
+	case <-w.network.Leftovers():
+		t.Error("a recovery was requested")
+	default:
+	}
+}
+
+// TestRemovalsAreIndependent: the network of a removed sandbox is released while the DEL of another
+// one hangs, and a recovery with it.
+func TestRemovalsAreIndependent(t *testing.T) {
+	s, w := followed(t)
+	hanging, other := runPod(t, s, w.pod()), runPod(t, s, w.pod())
+	begun, _ := slowDel(t, w)
+	if err := w.engine.Remove(t.Context(), model.ContainerID(hanging)); err != nil {
+		t.Fatal(err)
+	}
+
+	eventually(t, func() bool { return begun.Load() == 1 })
+	recovered := make(chan struct{})
+	go func() { defer close(recovered); _ = s.Recover(t.Context()) }()
+	w.delWait.Store(nil) // later DELs do not hang
+	if err := w.engine.Remove(t.Context(), model.ContainerID(other)); err != nil {
+		t.Fatal(err)
+	}
+
+	eventually(t, func() bool { return !w.has(w.attached, other) && !w.has(w.pins, other) })
+	if !w.has(w.attached, hanging) {
+		t.Error("the hanging DEL has ended")
+	}
+
+	select {
+	case <-recovered:
+		t.Error("the recovery did not wait for the hanging DEL")
+	default:
+	}
+}
+
+// TestFailedReleaseIsRetried: if the release of a removed sandbox fails, a recovery is requested.
+func TestFailedReleaseIsRetried(t *testing.T) {
+	s, w := followed(t)
+	id := runPod(t, s, w.pod())
+	fail := func(context.Context) error { return errBroken }
+	w.delWait.Store(&fail)
+	if err := w.engine.Remove(t.Context(), model.ContainerID(id)); err != nil {
 		t.Fatal(err)
 	}
 
@@ -153,14 +199,10 @@ func TestSandboxRemovedByOthers(t *testing.T) {
 		t.Fatal("no recovery was requested")
 	}
 
+	w.delWait.Store(nil)
 	if err := s.Recover(t.Context()); err != nil {
 		t.Error(err)
 	}
 
 	w.assertNoLeftovers(t, s)
-	select {
-	case <-w.network.Leftovers():
-		t.Error("another recovery was requested")
-	default:
-	}
 }

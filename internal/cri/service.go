@@ -222,6 +222,8 @@ type Reclaimer interface {
 	Adopt(ctx context.Context, sb *model.Sandbox) error
 	// Reclaim releases the networks of removed or stopped sandboxes.
 	Reclaim(ctx context.Context, all podnet.Sandboxes) error
+	// ReclaimOne releases the network of one sandbox, if it is removed or stopped.
+	ReclaimOne(ctx context.Context, id model.ContainerID, all podnet.Sandboxes) error
 	// RequestReclaim requests a call of Recover. It never blocks.
 	RequestReclaim()
 	// Collect runs the plugins' garbage collection for networks without a pod.

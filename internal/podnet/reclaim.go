@@ -89,7 +89,7 @@ func (m *Manager) Reclaim(ctx context.Context, all Sandboxes) error {
 	var g errgroup.Group
 	g.SetLimit(maxConcurrentReclaims)
 	for i, id := range ids {
-		g.Go(func() error { errs[i] = m.reclaim(ctx, id, all); return nil })
+		g.Go(func() error { errs[i] = m.ReclaimOne(ctx, id, all); return nil })
 	}
 
 	_ = g.Wait()
@@ -97,8 +97,8 @@ func (m *Manager) Reclaim(ctx context.Context, all Sandboxes) error {
 	return errors.Join(append(errs, swept)...)
 }
 
-// reclaim releases the network of one sandbox.
-func (m *Manager) reclaim(ctx context.Context, id model.ContainerID, all Sandboxes) error {
+// ReclaimOne is Reclaim for one sandbox.
+func (m *Manager) ReclaimOne(ctx context.Context, id model.ContainerID, all Sandboxes) error {
 	find := func() *model.Sandbox {
 		sb, err := all.Sandbox(string(id))
 		if err != nil {
