@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -453,4 +454,41 @@ func (f *lateFS) Complete(_ imagefs.Store, containers []model.ContainerID) (imag
 	}
 
 	return out, true
+}
+
+// TestLogUsage: a container without a log path has a log usage of 0, as every container has the
+// metric.
+func TestLogUsage(t *testing.T) {
+	for path, want := range map[string]uint64{"main.log": 4096, "": 0} {
+		t.Run(fmt.Sprintf("log path %q", path), func(t *testing.T) {
+			s, w := newService(t)
+			cfg := w.pod()
+			r := createRequest(runPod(t, s, cfg), cfg)
+			r.Config.LogPath = path
+			c, err := s.CreateContainer(t.Context(), r)
+			if err == nil {
+				_, err = s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
+			}
+
+			if err != nil {
+				t.Fatal(err)
+			}
+
+			l, err := received(s.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{}))
+			if err != nil || len(l.PodMetrics) != 1 || len(l.PodMetrics[0].ContainerMetrics) != 1 {
+				t.Fatalf("metrics: %v, %v", l, err)
+			}
+
+			var got []uint64
+			for _, m := range l.PodMetrics[0].ContainerMetrics[0].Metrics {
+				if m.Name == "container_log_usage_bytes" {
+					got = append(got, m.GetValue().GetValue())
+				}
+			}
+
+			if !slices.Equal(got, []uint64{want}) {
+				t.Errorf("log usage %v, want %d", got, want)
+			}
+		})
+	}
 }

@@ -99,6 +99,9 @@ func TestContainerMetricsAreDocumented(t *testing.T) {
 		if row := documented[m.Name]; !strings.HasPrefix(row, want) {
 			t.Errorf("got row %q, want prefix %q", row, want)
 		}
+		if row := documented[m.Name]; m.When != "" && !strings.HasSuffix(row, "; "+m.When+" |") {
+			t.Errorf("got row %q, want the condition %q at its end", row, m.When)
+		}
 
 		delete(documented, m.Name)
 	}

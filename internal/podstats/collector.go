@@ -15,6 +15,9 @@ type Descriptor struct {
 	Name, Help string
 	Labels     []string // the SharedLabels first
 	Gauge      bool     // else a counter
+	// When is the condition for the metric: "with a CPU quota". It is empty if every running
+	// container has the metric, itself or by its pod or node.
+	When string
 }
 
 // SharedLabels is the number of labels common to all metrics.
@@ -26,9 +29,10 @@ func Descriptors() iter.Seq[Descriptor] {
 		for _, x := range metrics {
 			d := Descriptor{
 				Name:   x.name,
-				Help:   x.help,
+				Help:   x.describe(),
 				Labels: slices.Concat(sharedLabels[:], x.labels),
 				Gauge:  x.isGauge,
+				When:   x.when,
 			}
 
 			if !yield(d) {

@@ -2,6 +2,7 @@ package podstats
 
 import (
 	"errors"
+	"io/fs"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -175,11 +176,23 @@ func (r *Reporter) measureContainer(sb *model.Sandbox, c *model.Container, l fsL
 		m.layer = &layer{bytes: w.Bytes, at: l.At, fs: *l.fs}
 	}
 
-	if c.LogPath != "" {
-		if n, err := r.Details.LogBytes(string(c.ID), c.LogPath); err == nil {
-			m.logBytes = &n
-		}
-	}
+	m.logBytes = r.logBytes(c)
 
 	return m
+}
+
+// logBytes returns the disk usage of a container's log: 0 without a log path, or if the kubelet has
+// removed the directory of the log, nil if it cannot be read.
+func (r *Reporter) logBytes(c *model.Container) *uint64 {
+	var n uint64
+	if c.LogPath == "" {
+		return &n
+	}
+
+	n, err := r.Details.LogBytes(string(c.ID), c.LogPath)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+
+	return &n
 }

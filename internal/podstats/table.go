@@ -4,6 +4,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -24,6 +25,7 @@ type metric struct {
 	isGauge    bool     // else a counter
 	isNanos    bool     // read in nanoseconds, published in seconds
 	isOfLayer  bool     // from the last measurement of the layer
+	when       string   // see Descriptor.When
 	report     reportFunc
 }
 
@@ -51,6 +53,28 @@ func (x metric) inSeconds() metric {
 func (x metric) ofLayer() metric {
 	x.isOfLayer = true
 	return x
+}
+
+// describe returns the help of a metric with its condition.
+func (x metric) describe() string {
+	if x.when == "" {
+		return x.help
+	}
+	return strings.TrimSuffix(x.help, ".") + "; " + x.when + "."
+}
+
+// only limits a metric to running containers that meet a condition.
+func (x metric) only(when string) metric {
+	x.when = when
+	return x
+}
+
+// onlyAll limits metrics to running containers that meet a condition.
+func onlyAll(when string, all ...metric) []metric {
+	for i := range all {
+		all[i] = all[i].only(when)
+	}
+	return all
 }
 
 // one reports a single value, or none for nil.
@@ -115,11 +139,11 @@ var cpuMetrics = []metric{
 	counter("container_cpu_system_seconds_total", "CPU time in the kernel, in seconds.",
 		ofGroup(func(d *stats.Details) *uint64 { return &d.System })).inSeconds(),
 	counter("container_cpu_cfs_periods_total", "Elapsed enforcement periods of the CPU quota.",
-		throttling(func(d *stats.Details) *uint64 { return &d.Throttling.Periods })),
+		throttling(func(d *stats.Details) *uint64 { return &d.Throttling.Periods })).only("with a CPU quota"),
 	counter("container_cpu_cfs_throttled_periods_total", "Throttled enforcement periods of the CPU quota.",
-		throttling(func(d *stats.Details) *uint64 { return &d.Throttling.Throttled })),
+		throttling(func(d *stats.Details) *uint64 { return &d.Throttling.Throttled })).only("with a CPU quota"),
 	counter("container_cpu_cfs_throttled_seconds_total", "Time throttled by the CPU quota, in seconds.",
-		throttling(func(d *stats.Details) *uint64 { return &d.Throttling.Time })).inSeconds(),
+		throttling(func(d *stats.Details) *uint64 { return &d.Throttling.Time })).only("with a CPU quota").inSeconds(),
 }
 
 // throttling reports a value of a cgroup with a current or earlier CPU quota.
@@ -151,9 +175,9 @@ var memoryMetrics = []metric{
 	gauge("container_memory_total_inactive_file_bytes", "Inactive page cache, in bytes.",
 		ofGroup(func(d *stats.Details) *uint64 { return &d.Memory.InactiveFile })),
 	gauge("container_memory_kernel_usage", "Kernel memory, in bytes.",
-		ofGroup(func(d *stats.Details) *uint64 { return d.KernelMemory })),
+		ofGroup(func(d *stats.Details) *uint64 { return d.KernelMemory })).only("cgroup v2 needs Linux 5.18"),
 	gauge("container_memory_max_usage_bytes", "Maximum memory usage.",
-		ofGroup(func(d *stats.Details) *uint64 { return d.MaxUsage })),
+		ofGroup(func(d *stats.Details) *uint64 { return d.MaxUsage })).only("cgroup v2 needs Linux 5.19"),
 	counter("container_memory_failcnt", "Number of times the memory usage hit its limit.",
 		ofGroup(func(d *stats.Details) *uint64 { return d.LimitHits })),
 	gauge("container_memory_swap", "Swapped out memory, in bytes.",
@@ -162,7 +186,7 @@ var memoryMetrics = []metric{
 				return nil
 			}
 			return &d.Swap.Usage
-		})),
+		})).only("with swap accounting"),
 	counter("container_memory_failures_total", "Page faults and major page faults.",
 		func(m *measured, put putValue) {
 			if d := m.details; d != nil {
@@ -178,11 +202,13 @@ var memoryMetrics = []metric{
 
 var hugePageMetrics = []metric{
 	gauge("container_hugetlb_usage_bytes", "Huge pages in use.",
-		ofHugePages(func(h *cgroup.HugePages) *uint64 { return &h.Usage }), "pagesize"),
+		ofHugePages(func(h *cgroup.HugePages) *uint64 { return &h.Usage }), "pagesize").
+		only("with the hugetlb controller"),
 	gauge("container_hugetlb_max_usage_bytes", "Maximum usage of huge pages.",
-		ofHugePages(func(h *cgroup.HugePages) *uint64 { return h.MaxUsage }), "pagesize"),
+		ofHugePages(func(h *cgroup.HugePages) *uint64 { return h.MaxUsage }), "pagesize").only("on cgroup v1"),
 	counter("container_hugetlb_failcnt", "Number of times the usage of huge pages hit its limit.",
-		ofHugePages(func(h *cgroup.HugePages) *uint64 { return h.LimitHits }), "pagesize"),
+		ofHugePages(func(h *cgroup.HugePages) *uint64 { return h.LimitHits }), "pagesize").
+		only("with the hugetlb controller"),
 }
 
 // ofHugePages reports a value for each size of huge pages, or none for nil.
@@ -212,12 +238,12 @@ var processMetrics = []metric{
 		ofProcesses(func(p *stats.Processes) *uint64 { return p.Files })),
 	gauge("container_sockets", "Open sockets of all processes.",
 		ofProcesses(func(p *stats.Processes) *uint64 { return p.Sockets })),
-	gauge("container_ulimits_soft", "Soft limits of the main process; unlimited resources are omitted.",
+	gauge("container_ulimits_soft", "Soft limits of the main process.",
 		func(m *measured, put putValue) {
 			if m.processes != nil && m.processes.MaxFiles != nil {
 				put(*m.processes.MaxFiles, "max_open_files")
 			}
-		}, "ulimit"),
+		}, "ulimit").only("with a limit"),
 }
 
 // maxThreads returns 0 without a limit, like cAdvisor, and nil if the kernel does not count
@@ -239,7 +265,7 @@ func ofProcesses(f func(p *stats.Processes) *uint64) reportFunc {
 	})
 }
 
-var pressureMetrics = []metric{
+var pressureMetrics = onlyAll("with PSI",
 	counter("container_pressure_cpu_waiting_seconds_total",
 		"Time with at least one process waiting for CPU, in seconds.",
 		waiting(func(d *stats.Details) *cgroup.Pressure { return d.CPUPressure })).inSeconds(),
@@ -258,7 +284,7 @@ var pressureMetrics = []metric{
 	counter("container_pressure_io_stalled_seconds_total",
 		"Time with all processes waiting for a disk, in seconds.",
 		stalled(func(d *stats.Details) *cgroup.Pressure { return d.IOPressure })).inSeconds(),
-}
+)
 
 func waiting(of func(d *stats.Details) *cgroup.Pressure) reportFunc {
 	return pressure(of, func(p *cgroup.Pressure) cgroup.Stall { return p.Some })
@@ -291,10 +317,10 @@ var limitMetrics = []metric{
 			}
 			return r.CpuPeriod
 		}, 1)),
-	gauge("container_spec_cpu_quota", "CPU quota per period, in microseconds; omitted without a quota.",
-		limit(func(r *runtimeapi.LinuxContainerResources) int64 { return r.CpuQuota }, 1)),
+	gauge("container_spec_cpu_quota", "CPU quota per period, in microseconds.",
+		limit(func(r *runtimeapi.LinuxContainerResources) int64 { return r.CpuQuota }, 1)).only("with a CPU quota"),
 	gauge("container_spec_cpu_shares", "CPU shares.",
-		limit(func(r *runtimeapi.LinuxContainerResources) int64 { return r.CpuShares }, 1)),
+		limit(func(r *runtimeapi.LinuxContainerResources) int64 { return r.CpuShares }, 1)).only("with CPU shares"),
 	gauge("container_spec_memory_limit_bytes", "Memory limit; 0 for none.",
 		limit(func(r *runtimeapi.LinuxContainerResources) int64 { return wholePages(r.MemoryLimitInBytes) }, 0)),
 	gauge("container_spec_memory_swap_limit_bytes", "Limit of memory and swap together; 0 for none.",

@@ -80,7 +80,8 @@ var diskUsageMetrics = []metric{
 	counter("container_blkio_device_usage_total", "Bytes read from and written to a disk.",
 		reportDeviceUsage, "device", "major", "minor", "operation"),
 	gauge("container_log_usage_bytes",
-		"Disk usage of the container's log, rotated files included. Not a metric of cAdvisor.",
+		"Disk usage of the log at the container's log path, rotated files included; 0 without one. Not a metric of "+
+			"cAdvisor.",
 		one(func(m *measured) *uint64 { return m.logBytes })),
 }
 
@@ -144,7 +145,7 @@ func eachDevice(f func(d cgroup.Device) uint64, ofNodes func(d *stats.Disk) uint
 	}
 }
 
-var networkMetrics = []metric{
+var networkMetrics = onlyAll("for pods with a network of their own",
 	counter("container_network_receive_bytes_total", "Bytes received.",
 		eachInterface(func(i *stats.Interface) uint64 { return i.RxBytes }), "interface"),
 	counter("container_network_receive_packets_total", "Packets received.",
@@ -161,7 +162,7 @@ var networkMetrics = []metric{
 		eachInterface(func(i *stats.Interface) uint64 { return i.TxDropped }), "interface"),
 	counter("container_network_transmit_errors_total", "Errors while sending.",
 		eachInterface(func(i *stats.Interface) uint64 { return i.TxErrors }), "interface"),
-}
+)
 
 // eachInterface reports a value of each network interface of a pod.
 func eachInterface(f func(i *stats.Interface) uint64) reportFunc {
