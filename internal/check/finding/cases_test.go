@@ -67,6 +67,12 @@ func nodeCases() []broken {
 			f.Node.Directories[0].Error = "permission denied"
 		}},
 		{"disk full", "disk", func(f *Facts) { f.Node.Disks[0].Free = 1 << 30 }},
+		{"disk just above the threshold", "disk", func(f *Facts) {
+			f.Node.Disks[0].Free = f.Node.Disks[0].Total * 153 / 1000
+		}},
+		{"disk just below the threshold", "disk", func(f *Facts) {
+			f.Node.Disks[0].Free = f.Node.Disks[0].Total * 1499 / 10000
+		}},
 		{"disk nearly full", "disk", func(f *Facts) { f.Node.Disks[1].Free = 11 << 30 }},
 		{"one disk full, another nearly full", "disk", func(f *Facts) {
 			f.Node.Disks[0].Free, f.Node.Disks[1].Free = f.Node.Disks[0].Total*16/100, 1<<30

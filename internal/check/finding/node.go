@@ -2,6 +2,7 @@ package finding
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -133,7 +134,7 @@ func checkDisk(f *Facts) result {
 	var all []string
 	var nearlyFull *result
 	for _, d := range f.Node.Disks {
-		all = append(all, fmt.Sprintf("%s %d%% free", d.Path, d.Free*100/max(d.Total, 1)))
+		all = append(all, fmt.Sprintf("%s %s free", d.Path, percent(d.Free, d.Total)))
 		for _, v := range f.diskResults(d) {
 			switch {
 			case v.status == Fail:
@@ -151,12 +152,19 @@ func checkDisk(f *Facts) result {
 	return ok("%s", strings.Join(all, ", "))
 }
 
+// percent returns a share with one decimal, rounded down: a disk above a threshold of 15 % may have
+// 15.3 %.
+func percent(part, total uint64) string {
+	tenths := math.Floor(float64(part) * 1000 / float64(max(total, 1)))
+	return strconv.FormatFloat(tenths/10, 'f', -1, 64) + "%"
+}
+
 // diskResults compares the space and the inodes of a disk with the kubelet's thresholds.
 func (f *Facts) diskResults(d Disk) []result {
 	compare := func(resource, signal string, total, free uint64) result {
 		setting, limit := f.threshold(signal, total)
-		detail := fmt.Sprintf("%s has %d%% of its %s available; the kubelet evicts pods below %s (%s)",
-			d.Path, free*100/max(total, 1), resource, setting, signal)
+		detail := fmt.Sprintf("%s has %s of its %s available; the kubelet evicts pods below %s (%s)",
+			d.Path, percent(free, total), resource, setting, signal)
 		switch {
 		case total == 0: // the file system has no limit
 			return ok("")
