@@ -212,11 +212,26 @@ func wrap(err error, format string, args ...any) error {
 	}
 
 	op := fmt.Sprintf(format, args...)
-	if client.IsErrConnectionFailed(err) && !errdefs.IsUnavailable(err) {
-		return fmt.Errorf("%s: %w: %w", op, errdefs.ErrUnavailable, err)
+	if client.IsErrConnectionFailed(err) {
+		err = asUnavailable(err)
 	}
 
 	return fmt.Errorf("%s: %w", op, err)
+}
+
+// unavailableError is an error of the kind Unavailable. Its text does not contain the kind: each
+// caller would repeat it.
+type unavailableError struct{ error }
+
+// Unwrap returns the error and its kind.
+func (e unavailableError) Unwrap() []error { return []error{e.error, errdefs.ErrUnavailable} }
+
+// asUnavailable returns err with the kind Unavailable.
+func asUnavailable(err error) error {
+	if errdefs.IsUnavailable(err) {
+		return err
+	}
+	return unavailableError{err}
 }
 
 // isUnanswered reports whether the engine did not respond, as opposed to an error response about

@@ -59,7 +59,7 @@ func (e *Engine) ReachLogDriver(ctx context.Context, c model.LogConfig) error {
 
 // unknownDriver returns the error of a step other than the check of the driver.
 func unknownDriver(err error) error {
-	return fmt.Errorf("cannot check the log driver: %w: %w", errdefs.ErrUnavailable, err)
+	return fmt.Errorf("cannot check the log driver: %w", asUnavailable(err))
 }
 
 // prepareLogCheck returns the image for the temporary container, and removes the leftover of a
