@@ -3,6 +3,7 @@ package cgroup
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -133,7 +134,7 @@ func TestSetOOMScoreAdjOfAllProcesses(t *testing.T) {
 		t.Errorf("read back: %d, %v", got, err)
 	}
 
-	if _, err := os.Stat(process(k, 9, "oom_score_adj")); err == nil {
+	if _, err := os.Stat(process(k, 9, "oom_score_adj")); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("a file was created for an ended process")
 	}
 
@@ -189,7 +190,7 @@ func TestUnified(t *testing.T) {
 		t.Errorf("write of an unknown file: error %v, want InvalidArgument and ErrNotExist", err)
 	}
 
-	if _, err := os.Stat(filepath.Join(k.Cgroup, "pods/c0ffee/no.such")); err == nil {
+	if _, err := os.Stat(filepath.Join(k.Cgroup, "pods/c0ffee/no.such")); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("an unknown file was created")
 	}
 

@@ -86,10 +86,14 @@ func TestCreateAndStartFailAtEachStep(t *testing.T) {
 
 		step := name()
 		if step == "" {
+			if n < 5 {
+				t.Errorf("only %d steps were broken", n-1)
+			}
 			break
 		}
-		if err == nil {
-			t.Errorf("%s failed without an error", step)
+
+		if !errors.Is(err, errBroken) {
+			t.Errorf("%s failed with error %v, want %v", step, err, errBroken)
 		}
 
 		if c == nil { // the kubelet retries at once
@@ -141,8 +145,9 @@ func TestFailedUndoKeepsTheSandboxListed(t *testing.T) {
 		}
 		return nil
 	}
-	if _, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: w.pod()}); err == nil {
-		t.Fatal("RunPodSandbox succeeded")
+	if _, err := s.RunPodSandbox(t.Context(),
+		&runtimeapi.RunPodSandboxRequest{Config: w.pod()}); !errors.Is(err, errBroken) {
+		t.Fatalf("RunPodSandbox: error %v, want %v", err, errBroken)
 	}
 
 	l, err := received(s.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{}))

@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -84,8 +85,9 @@ func TestUnrelatedEngineFailure(t *testing.T) {
 		}
 		return nil
 	}
-	if _, err := s.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: w.pod()}); err == nil {
-		t.Error("RunPodSandbox succeeded")
+	if _, err := s.RunPodSandbox(t.Context(),
+		&runtimeapi.RunPodSandboxRequest{Config: w.pod()}); !errors.Is(err, errBroken) {
+		t.Errorf("RunPodSandbox: error %v, want %v", err, errBroken)
 	}
 
 	w.fault = nil

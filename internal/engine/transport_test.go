@@ -154,7 +154,7 @@ func TestPullErrorsHideSecrets(t *testing.T) {
 	}
 
 	err = e.ResolveImage(t.Context(), "registry.test/pause:1")
-	if err == nil || !strings.Contains(err.Error(), "unauthorized") || strings.Contains(err.Error(), "two") ||
+	if err == nil || !strings.Contains(err.Error(), "unauthorized") || strings.Contains(err.Error(), "hunter-two") ||
 		strings.Contains(err.Error(), auth) {
 		t.Errorf("ResolveImage: %v", err)
 	}

@@ -3,6 +3,7 @@ package podnet
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -86,7 +87,7 @@ func plantPin(t *testing.T, pins *Pins, other Pod, mounted, file, name string, p
 		}
 	})
 
-	if _, err := os.Lstat(file); err == nil {
+	if _, err := os.Lstat(file); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("%s: remains", name)
 	}
 

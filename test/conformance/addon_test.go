@@ -23,7 +23,7 @@ cat > stdin.$CNI_COMMAND
 echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_NETNS" >> calls
 case $CNI_COMMAND in
 ADD) sed 's/.*"prevResult":\({.*}\),"runtimeConfig".*/\1/; s/.*"prevResult":\({.*}\),"type".*/\1/' stdin.ADD;;
-DEL) i=0; while [ -e slow ] && [ $i -lt 1200 ]; do sleep 0.1; i=$((i+1)); done; echo end >> calls;;
+DEL) i=0; while [ -e slow ] && [ $i -lt 1200 ]; do sleep 0.1; i=$((i+1)); done; echo ended >> calls;;
 esac
 `
 
@@ -245,7 +245,7 @@ func slowDel(t *testing.T, a *addOn) {
 	}
 
 	a.remove(t, "slow")
-	eventually(t, "end of the DEL", func() bool { return strings.Contains(a.read("calls"), "end") })
+	eventually(t, "end of the DEL", func() bool { return strings.Contains(a.read("calls"), "ended") })
 	a.assertReleased(t, cfg)
 	if n := strings.Count(a.read("calls"), "DEL "); n != 1 {
 		t.Errorf("%d DELs, want 1:\n%s", n, a.read("calls"))
@@ -277,7 +277,7 @@ func crashInSlowDel(t *testing.T, a *addOn) {
 			a.removePod(t, id)
 			a.assertReleased(t, cfg)
 			calls := a.read("calls")
-			if first := strings.Index(calls, "end"); first < 0 || first > strings.LastIndex(calls, "DEL ") {
+			if first := strings.Index(calls, "ended"); first < 0 || first > strings.LastIndex(calls, "DEL ") {
 				t.Errorf("the next DEL did not wait:\n%s", calls)
 			}
 		})

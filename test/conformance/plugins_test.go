@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -369,7 +370,7 @@ func vanishedPlugin(t *testing.T, c *cniNode) {
 	if rules := c.run(t, "iptables-save"); strings.Contains(rules, "10.77.0.") {
 		t.Errorf("iptables rules remain:\n%s", rules)
 	}
-	if links := c.run(t, "ip", "-o", "link"); strings.Contains(links, "ifb") || strings.Contains(links, "bwp") {
+	if links := c.run(t, "ip", "-o", "link"); regexp.MustCompile(`: (ifb|bwp)`).MatchString(links) {
 		t.Errorf("links remain:\n%s", links)
 	}
 }

@@ -1,7 +1,9 @@
 package probe
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -55,7 +57,7 @@ func TestKubeletVersion(t *testing.T) {
 			if got := p.programVersion(t.Context(), file); got != c.want {
 				t.Errorf("got %q, want %q", got, c.want)
 			}
-			if _, err := os.Stat(file + ".ran"); err == nil {
+			if _, err := os.Stat(file + ".ran"); !errors.Is(err, fs.ErrNotExist) {
 				t.Error("the program was run")
 			}
 
