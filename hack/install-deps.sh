@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Installs what is missing from the distribution's packages for the demo (no argument) or for all tests ("test").
+# Installs what is missing from the distribution's packages for the demo (no argument), for all tests ("test"), or in
+# addition for a cluster with Cilium ("cilium").
 set -euo pipefail
 packages="docker.io containernetworking-plugins iptables iproute2 ca-certificates"
 if [ "${1:-}" = test ]; then
 	packages="$packages busybox-static gcc libc6-dev pkg-config libseccomp-dev util-linux procps qemu-user-static"
 	packages="$packages systemd dbus man-db curl lintian rpm rpmlint apt-utils createrepo-c gnupg"
+elif [ "${1:-}" = cilium ]; then
+	packages="clang-19 ipset bpftool"
 fi
 missing=
 for p in $packages; do
@@ -16,4 +19,4 @@ if command -v dockerd >/dev/null && [ "${1:-}" != test ]; then missing=${missing
 [ "$(id -u)" = 0 ] || { echo "these packages are missing; install them as root: apt-get install$missing" >&2; exit 1; }
 echo "installing$missing"
 apt-get update -qq
-DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends $missing >/dev/null

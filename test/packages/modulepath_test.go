@@ -28,6 +28,7 @@ func TestModulePath(t *testing.T) {
 	for dir, want := range map[string]string{
 		".":               path,
 		"hack/tools":      path + "/hack/tools",
+		"test/cilium":     path + "/test/cilium",
 		"test/kubernetes": path + "/test/kubernetes",
 	} {
 		if got := strings.TrimSpace(run(t, "go", "-C", filepath.Join(root, dir), "list", "-m")); got != want {
