@@ -95,7 +95,7 @@ func TestEndpoint(t *testing.T) {
 }
 
 var nodeTests = flag.String("node-tests",
-	"TestVersion|TestCgroupParent|TestResources|TestHugepages|TestNestedGroups|TestStats|TestMetrics$|TestOOMKilled",
+	"TestVersion|TestCgroupParent|TestResources|TestHugepages|TestNestedGroups|TestStats$|TestMetrics$|TestOOMKilled",
 	"tests of TestEndpointOfANode")
 
 // nodeNetwork is a pod network with the standard plugins.
@@ -120,8 +120,10 @@ func TestEndpointOfANode(t *testing.T) {
 		Files:  map[string]string{"/etc/cni/net.d/10-test.conflist": nodeNetwork},
 	})
 	n.Copy(t, self, "/tmp/conformance.test")
-	out, err := n.Try("/tmp/conformance.test", "-test.v", "-test.timeout=3h", "-endpoint="+nodes.Endpoint,
-		"-test.run="+*nodeTests)
+	// One test at a time: while other slices come and go, systemd on cgroup v1 may remove the groups
+	// that runc is creating in a slice.
+	out, err := n.Try("/tmp/conformance.test", "-test.v", "-test.timeout=3h", "-test.parallel=1",
+		"-endpoint="+nodes.Endpoint, "-test.run="+*nodeTests)
 	t.Log(out)
 	if err != nil {
 		t.Error(err)
