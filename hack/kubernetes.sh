@@ -48,14 +48,21 @@ flanneld() {
 	rm "$1/main.go" "$1/overlay.json"
 }
 
-# suite NAME DIRECTORY: a suite with our record of its progress
+# suite NAME DIRECTORY: a suite with our record of its progress. Files cannot be added to a downloaded package, so the
+# package is compiled as one of this module, with a copy of go.mod for the requirements of its tests.
 suite() {
-	local src
+	local src file
 	src=$(go list -f '{{.Dir}}' "k8s.io/kubernetes/test/$1")
 	printf 'package %s\n\nimport _ "%s/progress"\n' "${1/_/}" "$(go list -m)" > "$2/progress.go"
-	echo "{\"Replace\": {\"$src/progress_test.go\": \"$2/progress.go\"}}" > "$2/overlay.json"
-	go test -c -trimpath -ldflags "$flags" -overlay "$2/overlay.json" -o "$2/$1.test" "k8s.io/kubernetes/test/$1"
-	rm "$2/progress.go" "$2/overlay.json"
+	{
+		echo "{\"Replace\": {\"$PWD/$1/progress_test.go\": \"$2/progress.go\""
+		for file in "$src"/*.go; do echo ", \"$PWD/$1/${file##*/}\": \"$file\""; done
+		echo '}}'
+	} > "$2/overlay.json"
+	cp go.mod "$2/suite.mod"
+	cp go.sum "$2/suite.sum"
+	go test -c -trimpath -ldflags "$flags" -mod=mod -modfile "$2/suite.mod" -overlay "$2/overlay.json" -o "$2/$1.test" "./$1"
+	rm "$2/progress.go" "$2/overlay.json" "$2/suite.mod" "$2/suite.sum"
 }
 
 # Builds a set into a directory.
