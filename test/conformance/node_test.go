@@ -66,8 +66,8 @@ func (n *node) needsProgram(t *testing.T) {
 	}
 }
 
-// ownedBySystemd returns the runtime at -endpoint. It skips the test unless systemd owns the control
-// groups of its containers (cgroup v2).
+// ownedBySystemd returns the runtime at -endpoint. It skips the test unless systemd owns the
+// control groups of its containers (cgroup v2).
 func ownedBySystemd(t *testing.T) *node {
 	t.Helper()
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err != nil {
