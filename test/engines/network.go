@@ -29,7 +29,7 @@ func Dial(ctx context.Context, netns, network, addr string) (conn net.Conn, err 
 // with "".
 func (e *Engine) NetNS(inside string) string {
 	if inside == "" && e.attached {
-		return "/proc/self/ns/net"
+		return "/proc/1/ns/net" // not of self: In may have taken the main thread to another one
 	}
 	if inside == "" {
 		return fmt.Sprintf("/proc/%d/ns/net", e.pid)
