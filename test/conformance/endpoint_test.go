@@ -120,8 +120,8 @@ func TestEndpointOfANode(t *testing.T) {
 		Files:  map[string]string{"/etc/cni/net.d/10-test.conflist": nodeNetwork},
 	})
 	n.Copy(t, self, "/tmp/conformance.test")
-	// One test at a time: while other slices come and go, systemd on cgroup v1 may remove the groups
-	// that runc is creating in a slice.
+	// One test at a time: while other slices come and go, systemd on cgroup v1 may remove the
+	// groups that runc is creating in a slice.
 	out, err := n.Try("/tmp/conformance.test", "-test.v", "-test.timeout=3h", "-test.parallel=1",
 		"-endpoint="+nodes.Endpoint, "-test.run="+*nodeTests)
 	t.Log(out)
