@@ -45,14 +45,15 @@ unit() {
 	systemd-run --quiet --collect --unit="vm-$name" -p Restart=on-failure -p RestartSec=5 -p WorkingDirectory=$dir \
 		-p OOMScoreAdjust=-900 "$root/kubernetes/$program" "$@"
 }
+address=$(ip -4 -o address show scope global | awk '{ sub("/.*", "", $4); print $4; exit }')
 unit etcd etcd --data-dir etcd --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
 	--listen-peer-urls http://127.0.0.1:2380 --log-level warn
 unit apiserver kube-apiserver --etcd-servers http://127.0.0.1:2379 --authorization-mode AlwaysAllow --token-auth-file tokens.csv \
 	--service-account-issuer https://kubernetes.default --service-account-key-file sa.pub \
 	--service-account-signing-key-file sa.key --service-cluster-ip-range 10.96.0.0/16 --cert-dir certs --bind-address 127.0.0.1 \
-	--disable-admission-plugins ServiceAccount --allow-privileged
-await 180 kubectl get --raw /readyz
+	--advertise-address "$address" --disable-admission-plugins ServiceAccount --allow-privileged
+await 600 kubectl get --raw /readyz
 await 60 kubectl get namespace default
-unit kubelet kubelet --config kubelet.yaml --kubeconfig kubeconfig --hostname-override vm --v 2
+unit kubelet kubelet --config kubelet.yaml --kubeconfig kubeconfig --hostname-override vm --node-ip "$address" --v 2
 is_ready() { kubectl get node vm -o jsonpath='{.status.conditions[?(@.type=="Ready")].status}' | grep -q True; }
-await 120 is_ready
+await 300 is_ready

@@ -26,7 +26,7 @@ END
 }
 pod pinned '{requests: {cpu: 1, memory: 64Mi}, limits: {cpu: 1, memory: 64Mi}}'
 pod burst '{requests: {cpu: 100m, memory: 32Mi}, limits: {cpu: 300m, memory: 128Mi}}'
-await 180 kubectl wait --for=condition=Ready pod/pinned pod/burst --timeout=10s
+await 300 kubectl wait --for=condition=Ready pod/pinned pod/burst --timeout=10s
 
 # expect POD FILE VALUE
 expect() {

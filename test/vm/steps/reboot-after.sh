@@ -2,7 +2,7 @@
 . ./lib.sh
 
 pods() { $root/pods/pods "$1" /var/lib/cri-vm-pods.json; }
-await 120 cri-dockerd check --timeout 60s
+await 600 cri-dockerd check --timeout 60s
 pods ended
 pods again
 pods remove

@@ -29,7 +29,7 @@ systemctl stop docker.service
 systemctl restart containerd.service
 systemctl start docker.service
 docker version -f '{{.Server.Version}}'
-await 120 cri-dockerd check --timeout 60s
+await 600 cri-dockerd check --timeout 60s
 if [ "$1" = true ]; then
 	pods running
 else
