@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -141,7 +142,7 @@ func TestHandBack(t *testing.T) {
 			t.Errorf("hand back, dry run: exit code %d, %s", code, out)
 		}
 
-		if _, err := os.Stat(plain.checkpoint); err == nil {
+		if _, err := os.Stat(plain.checkpoint); !errors.Is(err, fs.ErrNotExist) {
 			t.Error("the dry run has written a checkpoint")
 		}
 
@@ -157,7 +158,7 @@ func TestHandBack(t *testing.T) {
 				`"host_port":18201,"host_ip":""}]}`),
 		})
 
-		if _, err := os.Stat(own.checkpoint); err == nil {
+		if _, err := os.Stat(own.checkpoint); !errors.Is(err, fs.ErrNotExist) {
 			t.Error("a checkpoint exists for a pod that must be drained; the older shim would adopt the pod")
 		}
 

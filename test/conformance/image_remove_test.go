@@ -160,7 +160,12 @@ func TestRemoveImageByDigest(t *testing.T) {
 					}
 				}
 
-				for _, i := range n.listImages(t, byDigest) {
+				listed := n.listImages(t, byDigest)
+				if len(listed) != 1 {
+					t.Errorf("ListImages %s: %v, want one image", byDigest, listed)
+				}
+
+				for _, i := range listed {
 					if i.Id != id || len(i.RepoTags) > 0 != c.tagged ||
 						strings.Contains(strings.Join(i.RepoTags, " "), "@") ||
 						!slices.Contains(i.RepoDigests, byDigest) {

@@ -287,8 +287,9 @@ func TestRuntimeHandlers(t *testing.T) {
 			n.removePod(t, id)
 		}
 
-		if _, err := run(cfg, "io.containerd.missing.v2"); err == nil {
-			t.Error("a missing shim was accepted")
+		_, err = run(cfg, "io.containerd.missing.v2")
+		if err == nil || !strings.Contains(err.Error(), "io.containerd.missing.v2") {
+			t.Errorf("missing shim: error %v, want one that names it", err)
 		}
 
 		n.assertNoLeftovers(t, cfg)

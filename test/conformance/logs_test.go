@@ -1,7 +1,9 @@
 package conformance
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -201,7 +203,7 @@ func TestReopenContainerLog(t *testing.T) {
 			t.Error("ReopenContainerLog of a created container succeeded")
 		}
 
-		if _, err := os.Lstat(log); err == nil {
+		if _, err := os.Lstat(log); !errors.Is(err, fs.ErrNotExist) {
 			t.Error("a failed ReopenContainerLog created a log")
 		}
 
@@ -237,7 +239,7 @@ func TestReopenContainerLog(t *testing.T) {
 			t.Error("ReopenContainerLog of an exited container succeeded")
 		}
 
-		if _, err := os.Lstat(log); err == nil {
+		if _, err := os.Lstat(log); !errors.Is(err, fs.ErrNotExist) {
 			t.Error("a failed ReopenContainerLog created a log")
 		}
 

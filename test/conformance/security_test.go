@@ -70,9 +70,7 @@ func TestCapabilities(t *testing.T) {
 
 		cc := n.containerConfig(sh("true"))
 		cc.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"NO_SUCH"}}
-		if err := n.createErr(t, pod, cfg, cc); err == nil {
-			t.Error("an unknown capability was accepted")
-		}
+		assertInvalidArgument(t, n.createErr(t, pod, cfg, cc), "NO_SUCH")
 	})
 }
 
@@ -122,9 +120,7 @@ func TestMissingSeccompProfile(t *testing.T) {
 			LocalhostRef: missing,
 		}
 
-		if err := n.createErr(t, pod, cfg, cc); err == nil || !strings.Contains(err.Error(), "missing.json") {
-			t.Errorf("container with a missing profile: %v", err)
-		}
+		assertInvalidArgument(t, n.createErr(t, pod, cfg, cc), "seccomp profile: open "+missing)
 	})
 }
 
