@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 
@@ -43,7 +44,8 @@ func (p *Prober) engine(ctx context.Context, cfg *config.Config) (e finding.Engi
 	defer docker.Close()
 
 	network, address := rootonly.EngineAddress(cfg.DockerEndpoint)
-	calls, watch := p.measure(ctx, func() []proc.Process { return p.dockerds(network, e.PID) })
+	var pid atomic.Int64 // of dockerd; the stopwatch reads it in a goroutine of its own
+	calls, watch := p.measure(ctx, func() []proc.Process { return p.dockerds(network, int(pid.Load())) })
 	defer watch.end()
 	defer func() { e.Slow, e.Stopped = watch.slow(), watch.stopped(e.Problem) }()
 
@@ -54,6 +56,7 @@ func (p *Prober) engine(ctx context.Context, cfg *config.Config) (e finding.Engi
 
 	if network == "unix" {
 		e.PID = p.dockerd(calls, address)
+		pid.Store(int64(e.PID))
 	}
 
 	var host model.Host
