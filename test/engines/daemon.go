@@ -286,6 +286,32 @@ func (d *Daemon) RSS(tb TB) int64 {
 	return kib << 10
 }
 
+// heapAlloc is the line of runtime.MemStats in a heap profile with debug=1 (runtime/pprof).
+var heapAlloc = regexp.MustCompile(`(?m)^# HeapAlloc = (\d+)$`)
+
+// Heap returns the bytes of the daemon's objects in use. Unlike RSS it does not depend on the
+// garbage collector, nor on the race detector, which keeps memory of each goroutine for some time.
+func (d *Daemon) Heap(tb TB) int64 {
+	tb.Helper()
+	var m []string
+	for range 3 { // a sync.Pool keeps its elements for two collections
+		_, page := d.Get(tb, "/debug/pprof/heap?gc=1&debug=1")
+		m = heapAlloc.FindStringSubmatch(page)
+	}
+
+	if m == nil {
+		tb.Fatalf("the heap profile has no HeapAlloc")
+		return 0
+	}
+
+	n, err := strconv.ParseInt(m[1], 10, 64)
+	if err != nil {
+		tb.Fatalf("heap: %v", err)
+	}
+
+	return n
+}
+
 // CPU returns the daemon's CPU time, of all threads together (schedstat,
 // Documentation/scheduler/sched-stats.rst).
 func (d *Daemon) CPU(tb TB) time.Duration {
