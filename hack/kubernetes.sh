@@ -61,7 +61,7 @@ suite() {
 	} > "$2/overlay.json"
 	cp go.mod "$2/suite.mod"
 	cp go.sum "$2/suite.sum"
-	go test -c -trimpath -ldflags "$flags" -mod=mod -modfile "$2/suite.mod" -overlay "$2/overlay.json" -o "$2/$1.test" "./$1"
+	go test -c -vet=off -trimpath -ldflags "$flags" -mod=mod -modfile "$2/suite.mod" -overlay "$2/overlay.json" -o "$2/$1.test" "./$1"
 	rm "$2/progress.go" "$2/overlay.json" "$2/suite.mod" "$2/suite.sum"
 }
 
