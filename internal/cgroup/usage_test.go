@@ -101,6 +101,7 @@ func TestV1(t *testing.T) {
 		KernelMemory:   ptr(450560),
 		MaxUsage:       ptr(40000000),
 		LimitHits:      ptr(9),
+		HighHits:       ptr(0),
 		OOMKills:       ptr(1),
 		OwnFaults:      14962,
 		OwnMajorFaults: 11,
@@ -128,7 +129,7 @@ func TestV1(t *testing.T) {
 		Usage:        40000000,
 		RSS:          1,
 		InactiveFile: 50000000,
-	}}}, pod)
+	}}, HighHits: ptr(0)}, pod)
 
 	if p.Path() != "/pods" {
 		t.Errorf("the pod is at %s", p.Path())
@@ -165,6 +166,7 @@ func TestHybrid(t *testing.T) {
 		KernelMemory: ptr(745472),
 		MaxUsage:     ptr(23060480),
 		LimitHits:    ptr(0),
+		HighHits:     ptr(0),
 		OOMKills:     ptr(0),
 		OwnFaults:    1504,
 		Threads:      ptr(1),
@@ -217,6 +219,7 @@ func TestV2(t *testing.T) {
 		KernelMemory:   ptr(450560),
 		MaxUsage:       ptr(40000000),
 		LimitHits:      ptr(3),
+		HighHits:       ptr(6),
 		OOMKills:       ptr(1),
 		OwnFaults:      14963,
 		OwnMajorFaults: 12,

@@ -51,6 +51,7 @@ func (g *Group) readV1(d *Details, all bool) error {
 
 	d.KernelMemory = g.readOptional(kmemUsage)
 	d.MaxUsage, d.LimitHits = g.readOptional(memoryMaxUsage), g.readOptional(memoryFailcnt)
+	d.HighHits = ptr(0)
 	_ = g.readTable(memoryOOMControl, func(name []byte, n uint64) {
 		if string(name) == "oom_kill" {
 			d.OOMKills = ptr(n)

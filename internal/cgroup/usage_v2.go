@@ -32,6 +32,8 @@ func (g *Group) readV2(d *Details, all bool) error {
 	d.MaxUsage = g.readOptional(memoryPeak)
 	_ = g.readTable(memoryEvents, func(name []byte, n uint64) {
 		switch string(name) {
+		case "high":
+			d.HighHits = ptr(n)
 		case "max":
 			d.LimitHits = ptr(n)
 		case "oom_kill":

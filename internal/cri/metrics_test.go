@@ -27,6 +27,7 @@ var nodeTest = []string{
 	"container_file_descriptors", "container_fs_reads_bytes_total", "container_fs_reads_total",
 	"container_fs_usage_bytes", "container_fs_writes_bytes_total",
 	"container_fs_writes_total", "container_last_seen", "container_memory_cache", "container_memory_failcnt",
+	"container_memory_events_high_total", "container_memory_events_max_total",
 	"container_memory_failures_total",
 	"container_memory_mapped_file", "container_memory_max_usage_bytes", "container_memory_rss", "container_memory_swap",
 	"container_memory_usage_bytes",

@@ -180,6 +180,10 @@ var memoryMetrics = []metric{
 		ofGroup(func(d *stats.Details) *uint64 { return d.MaxUsage })).only("cgroup v2 needs Linux 5.19"),
 	counter("container_memory_failcnt", "Number of times the memory usage hit its limit.",
 		ofGroup(func(d *stats.Details) *uint64 { return d.LimitHits })),
+	counter("container_memory_events_high_total", "Number of times the memory usage exceeded memory.high.",
+		ofGroup(func(d *stats.Details) *uint64 { return d.HighHits })),
+	counter("container_memory_events_max_total", "Number of times the memory usage hit its limit.",
+		ofGroup(func(d *stats.Details) *uint64 { return d.LimitHits })),
 	gauge("container_memory_swap", "Swapped out memory, in bytes.",
 		ofGroup(func(d *stats.Details) *uint64 {
 			if d.Swap == nil {
