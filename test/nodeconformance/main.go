@@ -97,7 +97,7 @@ func run(h *engines.Program, o options) bool {
 		Procs:   o.procs,
 		Timeout: o.timeout,
 		Flags: []string{
-			"--node-name=" + n.Name, "--k8s-bin-dir=/opt/kubernetes", "--container-runtime-endpoint=" + nodes.Endpoint,
+			"--node-name=" + n.Name, "--container-runtime-endpoint=" + nodes.Endpoint,
 			"--container-runtime-process-name=dockerd", "--container-runtime-pid-file=/run/docker.pid",
 			"--kubelet-config-file=/etc/kubelet.yaml", "--prepull-images=false", "--server-start-timeout=180s",
 			"--kubelet-flags=--hostname-override=" + n.Name + " --node-ip=" + n.Address +

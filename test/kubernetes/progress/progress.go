@@ -17,6 +17,7 @@ import (
 
 	"github.com/onsi/ginkgo/v2"
 	"github.com/onsi/ginkgo/v2/types"
+	"k8s.io/kubernetes/test/e2e/framework"
 )
 
 // Result is the result of a test, one line of the file.
@@ -39,7 +40,9 @@ const (
 
 var _ = register()
 
-// register adds nodes to the suite, outside of all containers: they run before those of the suite.
+// register has each framework of the suite add nodes to the tests. Top-level nodes would be lost:
+// Kubernetes lists the tests first by a preview, and Ginkgo keeps the containers only. Tests without
+// a framework run every time, and are missing in the file.
 func register() bool {
 	file := os.Getenv("PROGRESS")
 	if file == "" {
@@ -51,33 +54,54 @@ func register() bool {
 		panic(fmt.Sprintf("progress: %v", err))
 	}
 
-	part, parts := uint32(1), uint32(1)
+	p := progress{file: file, passed: passed, part: 1, parts: 1}
 	if s := os.Getenv("SHARD"); s != "" {
-		if _, err := fmt.Sscanf(s, "%d/%d", &part, &parts); err != nil || part < 1 || part > parts {
+		if _, err := fmt.Sscanf(s, "%d/%d", &p.part, &p.parts); err != nil || p.part < 1 || p.part > p.parts {
 			panic(fmt.Sprintf("progress: SHARD=%s is no part such as 1/4", s))
 		}
 	}
 
-	ginkgo.BeforeEach(func() {
-		test := ginkgo.CurrentSpecReport().FullText()
-		if passed[test] {
-			ginkgo.Skip(again)
-		}
-		if crc32.ChecksumIEEE([]byte(test))%parts != part-1 {
-			ginkgo.Skip(elsewhere)
-		}
-	})
-
-	ginkgo.ReportAfterEach(func(r ginkgo.SpecReport) {
-		if r.State == types.SpecStateSkipped && slices.Contains([]string{"", again, elsewhere}, r.Failure.Message) {
-			return // not selected
-		}
-		if err := appendResult(file, r); err != nil {
-			panic(fmt.Sprintf("progress: %v", err))
-		}
+	framework.NewFrameworkExtensions = append(framework.NewFrameworkExtensions, func(*framework.Framework) {
+		ginkgo.BeforeEach(p.skip)
+		ginkgo.ReportAfterEach(p.record)
 	})
 
 	return true
+}
+
+// progress is the state of a process of a suite. Its tests run one after the other.
+type progress struct {
+	file        string
+	passed      map[string]bool // by full text
+	part, parts uint32
+	last        time.Time // start of the last recorded test
+}
+
+// skip skips a test that passed or is part of another shard.
+func (p *progress) skip() {
+	test := ginkgo.CurrentSpecReport().FullText()
+	if p.passed[test] {
+		ginkgo.Skip(again)
+	}
+	if crc32.ChecksumIEEE([]byte(test))%p.parts != p.part-1 {
+		ginkgo.Skip(elsewhere)
+	}
+}
+
+// record appends the result of a test that ran. A test with several frameworks calls it for each.
+func (p *progress) record(r ginkgo.SpecReport) {
+	config, _ := ginkgo.GinkgoConfiguration()
+	if config.DryRun || r.StartTime.Equal(p.last) {
+		return
+	}
+	if r.State == types.SpecStateSkipped && slices.Contains([]string{"", again, elsewhere}, r.Failure.Message) {
+		return // not selected
+	}
+
+	p.last = r.StartTime
+	if err := appendResult(p.file, r); err != nil {
+		panic(fmt.Sprintf("progress: %v", err))
+	}
 }
 
 // read returns the tests that passed. The last line may be cut.
