@@ -58,7 +58,7 @@ type Details struct {
 	KernelMemory *uint64     // bytes
 	MaxUsage     *uint64     // bytes, peak of Memory.Usage
 	LimitHits    *uint64     // times memory reached its limit
-	HighHits     *uint64     // times memory exceeded memory.high; 0 on cgroup v1, which has no such limit
+	HighHits     *uint64     // times memory exceeded memory.high; 0 on cgroup v1
 	OOMKills     *uint64     // processes killed by the OOM killer
 	// Page faults of the group without the groups below it. cgroup v2 does not separate them.
 	OwnFaults, OwnMajorFaults uint64
