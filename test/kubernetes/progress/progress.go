@@ -41,8 +41,8 @@ const (
 var _ = register()
 
 // register has each framework of the suite add nodes to the tests. Top-level nodes would be lost:
-// Kubernetes lists the tests first by a preview, and Ginkgo keeps the containers only. Tests without
-// a framework run every time, and are missing in the file.
+// Kubernetes lists the tests first by a preview, and Ginkgo keeps the containers only. Tests
+// without a framework run every time, and are missing in the file.
 func register() bool {
 	file := os.Getenv("PROGRESS")
 	if file == "" {
