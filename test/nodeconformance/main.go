@@ -36,6 +36,10 @@ imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: "100Mi", nodefs.available: "1%", nodefs.inodesFree: "1%"}
 `
 
+// engine is the configuration of the engine. The suite expects a runtime handler of this name.
+const engine = `{"exec-opts": ["native.cgroupdriver=systemd"], "runtimes": {"test-handler": {"path": "runc"}}}
+`
+
 // accountScript enables CPU accounting of Docker if cpu and cpuacct are separate hierarchies.
 // systemd does not manage cpuacct.
 const accountScript = `group=/sys/fs/cgroup/cpuacct/system.slice/docker.service
@@ -120,8 +124,8 @@ func startNode(h *engines.Program, o options, w *nodes.Network, report suite.Rep
 	c := nodes.Config{
 		Network: w,
 		Engine:  engines.Version(o.engine),
-		Driver:  "systemd",
 		Files: map[string]string{
+			"/etc/docker/daemon.json":         engine,
 			"/etc/kubelet.yaml":               config,
 			"/etc/cni/net.d/10-test.conflist": network,
 		},
