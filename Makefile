@@ -28,9 +28,11 @@ audit: ## known vulnerabilities and insecure patterns
 	hack/audit.sh
 e2e: engines ## the real kubelet; ENGINE=20.10, 26.1, 29 or all, KUBERNETES=1.34.4, 1.35.4 or 1.36.3 for an older kubelet
 	$(GO) test -race -count=1 -timeout 60m ./test/e2e
-cluster: engines ## a kubeadm cluster of NODES (3): CNI=flannel or bridge, ENGINE=20.10 or 29, KUBERNETES; DRILLS=1 for faults on a node
+cluster: engines ## a kubeadm cluster of NODES (3): CNI=flannel, bridge or cilium (KUBE_PROXY=replaced), ENGINE=20.10 or 29, KUBERNETES; DRILLS=1 for faults on a node
 	hack/kubernetes.sh cluster
-	$(GO) test -count=1 -v -timeout 60m ./test/cluster -nodes $(or $(NODES),3) -cni $(or $(CNI),flannel) $(if $(DRILLS),-drills,-full)
+	$(if $(filter cilium,$(CNI)),hack/cilium.sh)
+	$(GO) test -count=1 -v -timeout 60m ./test/cluster -nodes $(or $(NODES),3) $(if $(DRILLS),-drills,-full) \
+		-cni $(or $(CNI),flannel)$(if $(filter replaced,$(KUBE_PROXY)),-no-kube-proxy)
 e2e-node: engines ## Kubernetes' suite of nodes, the metrics tests; FOCUS='\[NodeConformance\]' PROCS=4 for all of it; SKIP, ENGINE=29, CRI_STATS=false, RESUME=1
 	hack/kubernetes.sh e2e-node && hack/busybox.sh
 	$(GO) run ./test/nodeconformance $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)') -procs $(or $(PROCS),1) \

@@ -21,7 +21,7 @@ const (
 
 var (
 	size   = flag.Int("nodes", 2, "number of nodes in the cluster; the first one is the control plane")
-	cni    = flag.String("cni", "flannel", "pod network: flannel or bridge")
+	cni    = flag.String("cni", "flannel", "pod network: flannel, bridge, cilium or cilium-no-kube-proxy")
 	full   = flag.Bool("full", false, "run all checks")
 	drills = flag.Bool("drills", false, "inject faults instead of the checks")
 )

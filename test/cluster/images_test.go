@@ -76,7 +76,7 @@ func (i *image) linked(name, file string) {
 	}
 
 	for _, m := range library.FindAllStringSubmatch(string(out), -1) {
-		i.add(m[1], m[1])
+		i.add(path.Clean(m[1]), m[1])
 	}
 }
 
@@ -104,16 +104,21 @@ func (i *image) iptables() *image {
 		i.linked(e, e)
 	}
 
+	i.busybox()
+	i.dir("/run", 0o755)
+
+	return i
+}
+
+// busybox adds the files of busybox that the image does not have.
+func (i *image) busybox() {
+	i.t.Helper()
 	for _, f := range engines.BusyboxFiles(i.t) {
 		if name := "/" + strings.TrimSuffix(f.Header.Name, "/"); !i.added[name] {
 			i.added[name] = true
 			i.files = append(i.files, f)
 		}
 	}
-
-	i.dir("/run", 0o755)
-
-	return i
 }
 
 // loadProgram creates the image of a program from hack/kubernetes.sh.

@@ -49,6 +49,8 @@ var networks = map[string]podNetwork{
 		configure: standardPlugins,
 		connect:   connectBridges,
 	},
+	"cilium":               newCilium("cilium.yaml", "10.244.", false),
+	"cilium-no-kube-proxy": newCilium("cilium-no-kube-proxy.yaml", "10.42.", true),
 }
 
 // standardPlugins adds the standard plugins that a distribution's package has.

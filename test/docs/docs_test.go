@@ -90,6 +90,27 @@ func checkTested(t *testing.T, at string, b block, dir string) {
 	}
 }
 
+// TestQuotedFiles: a block with file= has the content of the file, which tests use.
+func TestQuotedFiles(t *testing.T) {
+	found := 0
+	for _, p := range pages(t) {
+		for _, b := range p.blocks {
+			if b.marks["file"] == "" {
+				continue
+			}
+
+			found++
+			if want := readText(t, filepath.Join(root, b.marks["file"])); b.text != want {
+				t.Errorf("%s:%d: got\n%s\nwant the content of %s:\n%s", p.path, b.line, b.text, b.marks["file"], want)
+			}
+		}
+	}
+
+	if found == 0 {
+		t.Error("no page quotes a file")
+	}
+}
+
 // TestPages checks the top-level heading and the links of each page.
 func TestPages(t *testing.T) {
 	all := map[string]*page{}
