@@ -149,6 +149,8 @@ func agentImage(t *testing.T) *image {
 		i.linked("/usr/bin/"+name, file)
 	}
 
+	i.link("/bin/bash", "/usr/bin/bash") // for the scripts
+
 	// clang finds its libraries and headers beside itself.
 	const clang = "/usr/lib/llvm-19/bin/clang"
 	i.linked(clang, clang)
