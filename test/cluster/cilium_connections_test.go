@@ -223,7 +223,7 @@ func (*cilium) checkNamespaces(t *testing.T, c *cluster, all []podRef) {
 			}
 
 			got := n.Run(t, "docker", "ps", "-q", "--filter", "label=io.kubernetes.pod.name="+p.name,
-				"--filter", "label=io.cri-dockerd.netns=own")
+				"--filter", "volume=/netns") // the mount of the namespace
 			if engines := strings.HasPrefix(p.name, "engine-"); engines != (got == "") {
 				t.Errorf("%s: pause with a namespace of the daemon: %q", p.name, got)
 			}
