@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
@@ -184,8 +185,8 @@ func (*cilium) checkEndpoints(t *testing.T, c *cluster) {
 		agent := c.kubectl(t, "get", "pod", "-n", "kube-system", "-l", "k8s-app=cilium",
 			"--field-selector=spec.nodeName="+n.Name, "-o", "jsonpath={.items[0].metadata.name}")
 		n.Await(t, timeout, "endpoints of the agent", func() bool {
-			got = strings.Fields(c.kubectl(t, "exec", "-n", "kube-system", agent, "-c", "cilium-agent", "--",
-				"cilium-dbg", "endpoint", "list", "-o", "jsonpath={[*].status.external-identifiers.pod-name}"))
+			got = parseEndpoints(t, c.kubectl(t, "exec", "-n", "kube-system", agent, "-c", "cilium-agent", "--",
+				"cilium-dbg", "endpoint", "list", "-o", "json"))
 			want = strings.Fields(c.kubectl(t, "get", "pod", "-A", "--field-selector=spec.nodeName="+n.Name, "-o",
 				"go-template="+podsWithNetwork))
 			slices.Sort(got)
@@ -194,4 +195,29 @@ func (*cilium) checkEndpoints(t *testing.T, c *cluster) {
 			return slices.Equal(got, want)
 		})
 	}
+}
+
+// parseEndpoints returns the pods in the agent's list of endpoints. The host and the agent's own
+// endpoint for health checks have none.
+func parseEndpoints(t *testing.T, list string) (pods []string) {
+	t.Helper()
+	var endpoints []struct {
+		Status struct {
+			ID struct {
+				Namespace string `json:"k8s-namespace"`
+				Pod       string `json:"k8s-pod-name"`
+			} `json:"external-identifiers"`
+		} `json:"status"`
+	}
+	if err := json.Unmarshal([]byte(list), &endpoints); err != nil {
+		t.Fatalf("endpoints of the agent: %v\n%s", err, list)
+	}
+
+	for _, e := range endpoints {
+		if e.Status.ID.Pod != "" {
+			pods = append(pods, e.Status.ID.Namespace+"/"+e.Status.ID.Pod)
+		}
+	}
+
+	return pods
 }
