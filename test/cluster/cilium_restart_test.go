@@ -166,9 +166,8 @@ func (ci *cilium) restartDocker(t *testing.T, c *cluster) {
 	ci.awaitAgents(t, c)
 }
 
-// podsWithNetwork prints the pods that are not on the host's network.
-const podsWithNetwork = `{{range .items}}{{if not .spec.hostNetwork}}` +
-	`{{.metadata.namespace}}/{{.metadata.name}} {{end}}{{end}}`
+// podAddresses prints the addresses of the pods that are not on the host's network.
+const podAddresses = `{{range .items}}{{if not .spec.hostNetwork}}{{.status.podIP}} {{end}}{{end}}`
 
 // checkEndpoints waits until each agent has the node's pods as its endpoints, and no others: those
 // of former network namespaces were released.
@@ -188,7 +187,7 @@ func (*cilium) checkEndpoints(t *testing.T, c *cluster) {
 			got = parseEndpoints(t, c.kubectl(t, "exec", "-n", "kube-system", agent, "-c", "cilium-agent", "--",
 				"cilium-dbg", "endpoint", "list", "-o", "json"))
 			want = strings.Fields(c.kubectl(t, "get", "pod", "-A", "--field-selector=spec.nodeName="+n.Name, "-o",
-				"go-template="+podsWithNetwork))
+				"go-template="+podAddresses))
 			slices.Sort(got)
 			slices.Sort(want)
 
@@ -197,27 +196,32 @@ func (*cilium) checkEndpoints(t *testing.T, c *cluster) {
 	}
 }
 
-// parseEndpoints returns the pods in the agent's list of endpoints. The host and the agent's own
-// endpoint for health checks have none.
-func parseEndpoints(t *testing.T, list string) (pods []string) {
+// parseEndpoints returns the addresses of pods in the agent's list of endpoints. The node and the
+// agent's own endpoint for health checks were not attached by the plugin.
+func parseEndpoints(t *testing.T, list string) (addresses []string) {
 	t.Helper()
 	var endpoints []struct {
 		Status struct {
 			ID struct {
-				Namespace string `json:"k8s-namespace"`
-				Pod       string `json:"k8s-pod-name"`
+				Attachment string `json:"cni-attachment-id"`
 			} `json:"external-identifiers"`
-		} `json:"status"`
+			Networking struct {
+				Addressing []struct{ IPv4 string }
+			}
+		}
 	}
 	if err := json.Unmarshal([]byte(list), &endpoints); err != nil {
 		t.Fatalf("endpoints of the agent: %v\n%s", err, list)
 	}
 
 	for _, e := range endpoints {
-		if e.Status.ID.Pod != "" {
-			pods = append(pods, e.Status.ID.Namespace+"/"+e.Status.ID.Pod)
+		if e.Status.ID.Attachment == "" {
+			continue
+		}
+		for _, a := range e.Status.Networking.Addressing {
+			addresses = append(addresses, a.IPv4)
 		}
 	}
 
-	return pods
+	return addresses
 }
