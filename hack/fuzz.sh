@@ -17,4 +17,5 @@ FuzzEngineResponses engine 3000
 FuzzRequests logs/driver 5000
 FuzzCNIResult podnet 50000
 FuzzCheckpoint checkpoint 5000
+FuzzParse shim/annotation 50000
 TARGETS

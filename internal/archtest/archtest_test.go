@@ -21,10 +21,10 @@ const module = "cri-dockerd/"
 // allowedImports lists the allowed internal imports of each package of the daemon. Add a new
 // package here deliberately, because the table is the architecture (see ARCHITECTURE.md).
 var allowedImports = map[string][]string{
-	"internal/model":           {},
+	"internal/model":           {"internal/shim/annotation"},
 	"internal/text":            {},
 	"internal/safefs":          {},
-	"internal/translate":       {},
+	"internal/translate":       {"internal/shim/annotation"},
 	"internal/validate":        {},
 	"internal/undo":            {},
 	"internal/keylock":         {},
@@ -97,6 +97,15 @@ var allowedImports = map[string][]string{
 		"internal/check/finding", "internal/config", "internal/engine", "internal/logs/driver", "internal/podnet",
 		"internal/proc", "internal/rootonly", "internal/shell",
 	},
+	// The containerd shim: two programs of their own.
+	"internal/shim/annotation":           {},
+	"internal/shim/launcher":             {"internal/shim/annotation"},
+	"internal/shim/bundle":               {"internal/shim/annotation"},
+	"internal/shim/sandbox":              {"internal/shim/bundle"},
+	"internal/shim/task":                 {"internal/shim/bundle", "internal/shim/sandbox"},
+	"internal/shim/server":               {"internal/shim/annotation", "internal/shim/sandbox", "internal/shim/task"},
+	"cmd/containerd-shim-cri-dockerd-v1": {"internal/shim/launcher"},
+	"cmd/cri-dockerd-shim":               {"internal/shim/server"},
 	// Programs and fixtures outside the daemon.
 	"internal/engine/pause/src":   {},
 	"internal/engine/pause/build": {"internal/engine/pause"},
@@ -128,6 +137,10 @@ var restricted = map[string]struct {
 	"github.com/containernetworking/cni": {
 		[]string{"internal/podnet"},
 		"only podnet uses CNI",
+	},
+	"github.com/containerd/containerd": {
+		[]string{"internal/shim/server", "internal/shim/task", "internal/shim/sandbox"},
+		"only the shim server uses containerd's packages",
 	},
 	"k8s.io/cri-streaming": {
 		[]string{"internal/stream"},
@@ -170,7 +183,7 @@ var restricted = map[string]struct {
 
 // banned lists packages the daemon must not link, directly or indirectly.
 var banned = []string{"k8s.io/kubernetes", "k8s.io/client-go", "k8s.io/apimachinery", "k8s.io/api/",
-	"github.com/docker/docker/"}
+	"github.com/docker/docker/", "github.com/containerd/containerd/", "github.com/containerd/cgroups/"}
 
 type pkg struct {
 	ImportPath string
@@ -229,6 +242,17 @@ func TestImports(t *testing.T) {
 					t.Errorf("%s imports %s: %s", name, imp, r.reason)
 				}
 			}
+		}
+	}
+}
+
+// TestLauncherIsSmall checks that the launcher of the shim links the standard library alone. It
+// runs once for each container, and the initialization of large packages would be most of its time.
+func TestLauncherIsSmall(t *testing.T) {
+	for _, dep := range goList(t, "./cmd/containerd-shim-cri-dockerd-v1")[0].Deps {
+		first, _, _ := strings.Cut(dep, "/")
+		if strings.Contains(first, ".") && first != "vendor" {
+			t.Errorf("the launcher links %s", dep)
 		}
 	}
 }

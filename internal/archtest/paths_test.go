@@ -51,6 +51,12 @@ var pathOpeners = map[string]string{
 	"internal/rpc/listen.go":              "the socket of the operator's configuration",
 	"internal/safefs/replace.go":          "the gate itself",
 	"internal/safefs/safefs.go":           "the gate itself",
+	"internal/shim/bundle/bundle.go":      "the bundle, owned by root; file names are constants",
+	"internal/shim/launcher/launcher.go":  "root's bundle and socket directory; names are constants and hashes",
+	"internal/shim/sandbox/cgroup.go":     "kernel files; page sizes are checked",
+	"internal/shim/sandbox/pause.go":      "/proc and numbers; FIFOs of containerd",
+	"internal/shim/sandbox/state.go":      "the bundle, owned by root; /proc and numbers",
+	"internal/shim/sandbox/thread.go":     "/proc and checked names of sysctls",
 	"internal/stream/tls.go":              "checks the age of the operator's certificate",
 	"internal/takeover/survey.go":         "reads the target of a log's link",
 }

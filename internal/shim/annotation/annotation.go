@@ -1,0 +1,168 @@
+// Package annotation defines the annotation of Docker containers that describes to the containerd
+// shim what Docker's API cannot express. The daemon writes it, and the shim reads it. See
+// docs/adr/0011. The package has no dependencies, because the launcher of the shim must start fast.
+package annotation
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+const (
+	// Runtime is the shim's name for Docker (HostConfig.Runtime). containerd runs the program
+	// containerd-shim-cri-dockerd-v1 for it.
+	Runtime = "io.containerd.cri-dockerd.v1"
+	// Key is the key of the annotation.
+	Key = "io.cri-dockerd.container"
+	// Group is the key of containerd's annotation for containers with a common shim process.
+	Group = "io.containerd.runc.v2.group"
+)
+
+const (
+	version = 1
+	// maxSize bounds the annotation, in bytes. Its largest part are groups: Linux has at most
+	// NGROUPS_MAX (65536) for a process, Kubernetes users have a few.
+	maxSize    = 64 << 10
+	maxGroups  = 4096
+	maxEntries = 256
+)
+
+// Container describes the properties of a container without a field in Docker's API. The zero value
+// changes nothing.
+type Container struct {
+	// StrictGroups are the only supplemental groups of the process, if it is not nil (CRI
+	// SupplementalGroupsPolicy Strict).
+	StrictGroups *[]uint32 `json:"strictGroups,omitempty"`
+	// Ambient are capabilities for the ambient set, with the prefix CAP_. They must be in the
+	// bounding set of the spec.
+	Ambient []string `json:"ambient,omitempty"`
+	// Unified are files of cgroup v2 with their content.
+	Unified map[string]string `json:"unified,omitempty"`
+	// Hugepages are limits in bytes by page size, such as "2MB".
+	Hugepages map[string]uint64 `json:"hugepages,omitempty"`
+	// Sandbox is set for the pause of a pod.
+	Sandbox *Sandbox `json:"sandbox,omitempty"`
+}
+
+// Sandbox describes the pause of a pod.
+type Sandbox struct {
+	// NetNS is the path of the network namespace to join, "" for that of the spec.
+	NetNS string `json:"netns,omitempty"`
+}
+
+// wire is the annotation's form.
+type wire struct {
+	Version int `json:"v"`
+	Container
+}
+
+// IsZero reports whether c changes nothing.
+func (c Container) IsZero() bool {
+	return c.StrictGroups == nil && len(c.Ambient) == 0 && len(c.Unified) == 0 && len(c.Hugepages) == 0 &&
+		c.Sandbox == nil
+}
+
+// Encode returns the value of the annotation. It returns an error for values that Parse rejects.
+func (c Container) Encode() (string, error) {
+	text, err := json.Marshal(wire{version, c})
+	if err != nil {
+		return "", fmt.Errorf("annotation %s: %w", Key, err)
+	}
+
+	if _, err := Parse(string(text)); err != nil {
+		return "", err
+	}
+
+	return string(text), nil
+}
+
+// Parse parses and checks the value of the annotation. It rejects unknown versions and fields.
+func Parse(text string) (Container, error) {
+	c, err := parse(text)
+	if err != nil {
+		return Container{}, fmt.Errorf("annotation %s: %w", Key, err)
+	}
+	return c, nil
+}
+
+func parse(text string) (Container, error) {
+	if len(text) > maxSize {
+		return Container{}, fmt.Errorf("it has %d bytes, the maximum is %d", len(text), maxSize)
+	}
+
+	var w wire
+	dec := json.NewDecoder(bytes.NewReader([]byte(text)))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&w); err != nil {
+		return Container{}, err
+	}
+
+	if dec.More() {
+		return Container{}, errors.New("it has data after the object")
+	}
+	if w.Version != version {
+		return Container{}, fmt.Errorf("version %d is unknown", w.Version)
+	}
+
+	return w.Container, w.check()
+}
+
+var (
+	capability = regexp.MustCompile(`^CAP_[A-Z_]{1,40}$`)
+	// unifiedFile is the grammar of cgroup v2 interface files: controller and name.
+	unifiedFile = regexp.MustCompile(`^[a-z0-9_]{1,32}(\.[A-Za-z0-9_-]{1,64}){1,4}$`)
+	pageSize    = regexp.MustCompile(`^[1-9][0-9]{0,9}(KB|MB|GB)$`)
+)
+
+// maxUnifiedValue bounds the content of a cgroup file, in bytes: a page, the kernel's limit of a
+// write.
+const maxUnifiedValue = 4096
+
+func (c Container) check() error {
+	if c.StrictGroups != nil && len(*c.StrictGroups) > maxGroups {
+		return fmt.Errorf("%d groups, the maximum is %d", len(*c.StrictGroups), maxGroups)
+	}
+	if len(c.Ambient) > maxEntries || len(c.Unified) > maxEntries || len(c.Hugepages) > maxEntries {
+		return fmt.Errorf("more than %d entries in one list", maxEntries)
+	}
+
+	for _, name := range c.Ambient {
+		if !capability.MatchString(name) {
+			return fmt.Errorf("%q is not a capability", name)
+		}
+	}
+
+	for file, value := range c.Unified {
+		// The files of the core, such as cgroup.procs, move processes and change the hierarchy.
+		if !unifiedFile.MatchString(file) || strings.HasPrefix(file, "cgroup.") {
+			return fmt.Errorf("%q is not the file of a controller of cgroup v2", file)
+		}
+		if len(value) > maxUnifiedValue || strings.ContainsRune(value, 0) {
+			return fmt.Errorf("the value of %s is invalid", file)
+		}
+	}
+
+	for size := range c.Hugepages {
+		if !pageSize.MatchString(size) {
+			return fmt.Errorf("%q is not a page size", size)
+		}
+	}
+
+	return c.Sandbox.check()
+}
+
+func (s *Sandbox) check() error {
+	if s == nil || s.NetNS == "" {
+		return nil
+	}
+	if !path.IsAbs(s.NetNS) || path.Clean(s.NetNS) != s.NetNS || slices.Contains([]byte(s.NetNS), 0) {
+		return fmt.Errorf("network namespace %q is not a clean absolute path", s.NetNS)
+	}
+	return nil
+}

@@ -1,0 +1,165 @@
+// Package task is the task service of the shim server. It starts pauses itself (package sandbox),
+// and passes everything else to containerd's own task service for runc, after it has applied the
+// daemon's annotation to the spec (package bundle).
+package task
+
+import (
+	"context"
+	"os"
+	"sync"
+
+	api "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/containerd/v2/pkg/shim"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/log"
+	"github.com/containerd/typeurl/v2"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"cri-dockerd/internal/shim/bundle"
+	"cri-dockerd/internal/shim/sandbox"
+)
+
+// Service is the task service of one pod. It is safe for concurrent use.
+type Service struct {
+	api.TTRPCTaskService // of runc
+	events               *events
+
+	mu      sync.Mutex
+	pauses  map[string]*sandbox.Pause // by container ID
+	bundles map[string]*bundle.Bundle // of runc's containers with an annotation, by container ID
+}
+
+// New returns a service in front of runc's. publisher receives the events of pauses until ctx ends.
+func New(ctx context.Context, runc api.TTRPCTaskService, publisher shim.Publisher) *Service {
+	s := &Service{
+		TTRPCTaskService: runc,
+		events:           newEvents(publisher),
+		pauses:           map[string]*sandbox.Pause{},
+		bundles:          map[string]*bundle.Bundle{},
+	}
+
+	go s.events.run(ctx)
+
+	return s
+}
+
+// pause returns the pause with this container ID, nil for a container of runc.
+func (s *Service) pause(id string) *sandbox.Pause {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pauses[id]
+}
+
+// Create creates a container. The process of a pause runs from here on.
+func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.CreateTaskResponse, error) {
+	b, err := bundle.Open(r.Bundle)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+
+	if b.Want.Sandbox != nil {
+		reason := unsupportedRequest(r)
+		if reason == "" {
+			var plan *sandbox.Plan
+			if plan, reason = sandbox.NewPlan(b); reason == "" {
+				return s.createPause(ctx, r, plan)
+			}
+		}
+		log.G(ctx).WithField("id", r.ID).WithField("reason", reason).Info("runc starts the pause")
+	}
+
+	return s.createRunc(ctx, r, b)
+}
+
+// createRunc lets runc create a container from the edited spec.
+func (s *Service) createRunc(
+	ctx context.Context, r *api.CreateTaskRequest, b *bundle.Bundle,
+) (*api.CreateTaskResponse, error) {
+	if err := b.Apply(sandbox.CanLimitHugepages); err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+
+	if b.UsesSystemd() && r.Options == nil { // Docker sends no options for a shim selected by name
+		o, err := typeurl.MarshalAny(&options.Options{SystemdCgroup: true})
+		if err != nil {
+			return nil, errgrpc.ToGRPC(err)
+		}
+		r.Options = &anypb.Any{TypeUrl: o.GetTypeUrl(), Value: o.GetValue()}
+	}
+
+	if !b.Want.IsZero() {
+		s.mu.Lock()
+		s.bundles[r.ID] = b
+		s.mu.Unlock()
+	}
+
+	resp, err := s.TTRPCTaskService.Create(ctx, r)
+	if err != nil {
+		s.forget(r.ID)
+	}
+
+	return resp, err
+}
+
+func (s *Service) forget(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.bundles, id)
+	delete(s.pauses, id)
+}
+
+// Exec adds a process to a container of runc.
+func (s *Service) Exec(ctx context.Context, r *api.ExecProcessRequest) (*emptypb.Empty, error) {
+	if p := s.pause(r.ID); p != nil {
+		return nil, refuse("exec in pause %s: its image has no program", r.ID)
+	}
+
+	s.mu.Lock()
+	b := s.bundles[r.ID]
+	s.mu.Unlock()
+	if b != nil && r.Spec != nil {
+		process, err := b.Exec(r.Spec.Value)
+		if err != nil {
+			return nil, errgrpc.ToGRPC(err)
+		}
+		r.Spec.Value = process
+	}
+
+	return s.TTRPCTaskService.Exec(ctx, r)
+}
+
+// Delete deletes a stopped container, or a stopped process of an exec.
+func (s *Service) Delete(ctx context.Context, r *api.DeleteRequest) (*api.DeleteResponse, error) {
+	if p := s.pause(r.ID); p != nil {
+		return s.deletePause(ctx, r, p)
+	}
+
+	resp, err := s.TTRPCTaskService.Delete(ctx, r)
+	if err == nil && r.ExecID == "" {
+		s.forget(r.ID)
+	}
+
+	return resp, err
+}
+
+// Connect returns the PIDs of the server and of a container.
+func (s *Service) Connect(ctx context.Context, r *api.ConnectRequest) (*api.ConnectResponse, error) {
+	if p := s.pause(r.ID); p != nil {
+		return &api.ConnectResponse{ShimPid: uint32(os.Getpid()), TaskPid: uint32(p.Pid)}, nil
+	}
+	return s.TTRPCTaskService.Connect(ctx, r)
+}
+
+// Shutdown ends the server if it has no container.
+func (s *Service) Shutdown(ctx context.Context, r *api.ShutdownRequest) (*emptypb.Empty, error) {
+	s.mu.Lock()
+	n := len(s.pauses)
+	s.mu.Unlock()
+	if n > 0 {
+		return &emptypb.Empty{}, nil
+	}
+
+	return s.TTRPCTaskService.Shutdown(ctx, r)
+}
