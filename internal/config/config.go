@@ -44,6 +44,7 @@ type Config struct {
 	IPv6DualStack    bool   // accepted, unused
 	RuntimeCgroups   string // accepted, unused
 	ContainerLog     string // auto, cri or json-file
+	Containers       string // engine, shim or auto
 	MetricsAddress   string // "" disables the metrics server
 	TracingEndpoint  string // "" disables tracing
 	TracingRate      int    // samples per million

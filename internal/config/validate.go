@@ -47,6 +47,7 @@ func (c *Config) validateNames() error {
 		{"hairpin-mode", c.HairpinMode, []string{"none", "hairpin-veth", "promiscuous-bridge"}},
 		{"pod-netns", c.PodNetNS, []string{"own", "engine"}},
 		{"container-log", c.ContainerLog, []string{"auto", "cri", "json-file"}},
+		{"containers", c.Containers, []string{"engine", "shim", "auto"}},
 		{"log-level", c.LogLevel, []string{"debug", "info", "warn", "error"}},
 		{"log-format", c.LogFormat, []string{"text", "json"}},
 	} {

@@ -60,7 +60,10 @@ func (s *Service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 
 	resp := &runtimeapi.StatusResponse{
 		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network, logs, netns}},
-		Features: &runtimeapi.RuntimeFeatures{},
+		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: e.Ready && e.Host.Shim.IsActive()},
+	}
+	if e.Ready && e.Host.Shim.IsWanted() {
+		resp.Status.Conditions = append(resp.Status.Conditions, shimCondition(e.Host.Shim))
 	}
 
 	fitConditions(resp.Status.Conditions)

@@ -34,6 +34,10 @@ func (s *Service) RunPodSandbox(
 		err = s.checkAppArmor("apparmor", r.GetConfig().GetLinux().GetSecurityContext().GetApparmor(), host)
 	}
 
+	if err == nil {
+		err = checkShim(r, host)
+	}
+
 	if err != nil {
 		return nil, fmt.Errorf("run sandbox %s: %w", name, err)
 	}

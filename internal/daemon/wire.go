@@ -161,6 +161,7 @@ func (p *parts) openEngine() (err error) {
 	p.engine, err = engine.New(engine.Config{
 		Endpoint:     p.cfg.DockerEndpoint,
 		PauseImage:   p.cfg.PauseImage,
+		Containers:   p.cfg.Containers,
 		Pins:         p.cfg.ImagePins(),
 		PullDeadline: p.cfg.PullDeadline,
 		Traces:       p.traces,

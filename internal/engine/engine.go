@@ -47,6 +47,8 @@ type Config struct {
 	// Units is systemd, which owns the control groups of containers with Docker's systemd driver.
 	// Nil means that there is none.
 	Units Units
+	// Containers is the value of --containers. Empty means engine.
+	Containers string
 	// Pins are the images pinned by the operator.
 	Pins model.ImagePins
 	Log  *slog.Logger
@@ -161,6 +163,10 @@ func (e *Engine) Host(ctx context.Context) (model.Host, error) {
 	if !h.AtLeast(minAPI) {
 		return h, fmt.Errorf("engine %s supports API version %s; version %s or later is required "+
 			"(Docker Engine 20.10): %w", h.EngineVersion, h.APIVersion, minAPI, errdefs.ErrFailedPrecondition)
+	}
+
+	if h.Shim, err = e.shim(ctx, h); err != nil {
+		return model.Host{}, err
 	}
 
 	return h, nil

@@ -22,6 +22,7 @@ type Host struct {
 	Runtimes        []string // configured OCI runtimes, sorted
 	SecurityOptions []string // names only: "apparmor", "seccomp", "selinux", "rootless", "userns"
 	DefaultRunc     bool     // the program of the default runtime is runc or a wrapper of it
+	DefaultIsRunc   bool     // it is runc itself, without a vendor's wrapper
 	BuiltinSeccomp  bool     // the default seccomp profile is Docker's own, not the operator's
 	CDI             bool     // the engine supports the Container Device Interface
 	LiveRestore     bool
@@ -29,7 +30,23 @@ type Host struct {
 	// MinOOMScoreAdj is the lowest oom_score_adj of a container on this machine: -1000, or higher
 	// without CAP_SYS_RESOURCE.
 	MinOOMScoreAdj int
+	Shim           Shim
 }
+
+// Shim is the state of this project's containerd shim on an engine (docs/adr/0011).
+type Shim struct {
+	Mode    string // of --containers: "shim", "auto", "engine" or "" for "engine"
+	Problem string // why containers cannot run under the shim, "" if they can
+}
+
+// IsActive reports whether new pods run under the shim.
+func (s Shim) IsActive() bool { return s.IsWanted() && s.Problem == "" }
+
+// IsWanted reports whether new pods should run under the shim.
+func (s Shim) IsWanted() bool { return s.Mode == "shim" || s.Mode == "auto" }
+
+// IsRequired reports whether new pods must not run without the shim.
+func (s Shim) IsRequired() bool { return s.Mode == "shim" }
 
 // Has reports whether the engine has a security option: "apparmor", "seccomp", "selinux",
 // "rootless" or "userns".

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/shim/annotation"
 )
 
 // Sandbox is the record of a pod sandbox: Docker's facts about the pause container in terms of the
@@ -54,6 +56,9 @@ type PodResources struct {
 // started again (docker restart) has new namespaces: the pod's containers are still in the old
 // ones, or have exited with them. The kubelet replaces such a pod.
 func (s *Sandbox) Ready() bool { return s.Running && !s.Restarted }
+
+// UsesShim reports whether the pod runs under this project's containerd shim.
+func (s *Sandbox) UsesShim() bool { return s.Runtime == annotation.Runtime }
 
 // HostNetwork reports whether the pod uses the node's network namespace.
 func (s *Sandbox) HostNetwork() bool {

@@ -75,6 +75,10 @@ func NewContainer(
 		return nil, err
 	}
 
+	if o.Sandbox.UsesShim() {
+		return c, shimContainer(c, cfg)
+	}
+
 	return c, nil
 }
 

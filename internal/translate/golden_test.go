@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/shim/annotation"
 	"cri-dockerd/internal/validate"
 )
 
@@ -42,6 +43,9 @@ var hosts = map[string]model.Host{
 	},
 }
 
+// shimHost is the engine "29" with pods under the containerd shim.
+const shimHost = "29 shim"
+
 // TestGolden translates each testdata/*.txtar. Its files are "host" (a key of hosts),
 // "request.json" (a RunPodSandboxRequest or CreateContainerRequest), and "docker.json" or "error"
 // with the result.
@@ -68,22 +72,27 @@ func TestGolden(t *testing.T) {
 				}
 			}
 
-			host, ok := hosts[strings.TrimSpace(in["host"])]
+			name := strings.TrimSpace(in["host"])
+			host, ok := hosts[strings.TrimSuffix(name, " shim")]
 			if !ok {
 				t.Fatalf("unknown host %q", in["host"])
 			}
 
-			name, got := translate(t, in["request.json"], host)
+			if name == shimHost {
+				host.Shim.Mode = "auto"
+			}
+
+			part, got := translate(t, in["request.json"], host)
 			if *update {
-				a.Files = append(input, txtar.File{Name: name, Data: []byte(got)})
+				a.Files = append(input, txtar.File{Name: part, Data: []byte(got)})
 				if err := os.WriteFile(file, txtar.Format(a), 0o644); err != nil {
 					t.Fatal(err)
 				}
 				return
 			}
 
-			if diff := cmp.Diff(in[name], got); diff != "" {
-				t.Errorf("%s (-want +got):\n%s", name, diff)
+			if diff := cmp.Diff(in[part], got); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", part, diff)
 			}
 		})
 	}
@@ -136,12 +145,17 @@ func createSandbox(t *testing.T, request string, h model.Host) (*Create, error) 
 		return nil, err
 	}
 
-	return NewSandbox(r.Config, SandboxOptions{
+	o := SandboxOptions{
 		Host:           h,
 		Image:          model.PauseImage{Source: "pause:1", Name: "pause:1"},
 		RuntimeHandler: r.RuntimeHandler,
 		NetworkMode:    model.NetworkNone,
-	})
+	}
+	if h.Shim.IsActive() {
+		o.Image.Seccomp, o.NetNS = "{}", "/run/netns/a"
+	}
+
+	return NewSandbox(r.Config, o)
 }
 
 // createContainer validates and translates a CreateContainerRequest.
@@ -163,6 +177,10 @@ func createContainer(t *testing.T, request string, h model.Host) (*Create, error
 		Namespaces:   r.SandboxConfig.GetLinux().GetSecurityContext().GetNamespaceOptions(),
 		CgroupParent: cgroupParent(r.SandboxConfig.GetLinux().GetCgroupParent(), h),
 	}
+	if h.Shim.IsActive() {
+		sb.Runtime = annotation.Runtime
+	}
+
 	image := &model.Image{ID: "sha256:cafe"}
 	if err := validate.Container(r.Config, sb, image, h); err != nil {
 		return nil, err

@@ -43,7 +43,8 @@ func ReadHost(in system.Info, apiVersion string, minOOM int) model.Host {
 	}
 
 	slices.Sort(h.Runtimes)
-	h.DefaultRunc = isRunc(cmp.Or(in.Runtimes[in.DefaultRuntime].Path, in.DefaultRuntime))
+	program := cmp.Or(in.Runtimes[in.DefaultRuntime].Path, in.DefaultRuntime)
+	h.DefaultRunc, h.DefaultIsRunc = isRunc(program), isRuncItself(program)
 	for _, o := range in.SecurityOptions {
 		// "name=seccomp,profile=default"; very old engines give the bare name
 		first, rest, _ := strings.Cut(strings.TrimPrefix(o, "name="), ",")
@@ -59,7 +60,12 @@ func ReadHost(in system.Info, apiVersion string, minOOM int) model.Host {
 // isRunc reports whether an OCI runtime's program, or a runtime's name without a program, is runc
 // or a wrapper of it.
 func isRunc(program string) bool {
+	return isRuncItself(program) || strings.HasPrefix(path.Base(program), "nvidia-container-runtime")
+}
+
+// isRuncItself reports whether an OCI runtime's program, or a runtime's name without a program, is
+// runc without a vendor's wrapper.
+func isRuncItself(program string) bool {
 	base := path.Base(program)
-	return strings.HasPrefix(base, "runc") || strings.HasPrefix(base, "nvidia-container-runtime") ||
-		base == "io.containerd.runc.v2"
+	return strings.HasPrefix(base, "runc") || base == "io.containerd.runc.v2"
 }

@@ -61,8 +61,14 @@ func joinNetNS(c *Create, netns string) {
 		c.Host.CapAdd = append(c.Host.CapAdd, "SETGID", "SETUID")
 	}
 
-	c.Host.Sysctls = maps.Clone(c.Host.Sysctls) // the request's own
-	maps.DeleteFunc(c.Host.Sysctls, func(k, _ string) bool { return model.IsNetSysctl(k) })
+	c.Host.Sysctls = withoutNetSysctls(c.Host.Sysctls)
+}
+
+// withoutNetSysctls returns a copy without the sysctls of network namespaces.
+func withoutNetSysctls(all map[string]string) map[string]string {
+	out := maps.Clone(all)
+	maps.DeleteFunc(out, func(k, _ string) bool { return model.IsNetSysctl(k) })
+	return out
 }
 
 // NetSysctls returns the sysctls of a pod's network namespace.

@@ -58,7 +58,7 @@ func NewSandbox(cfg *runtimeapi.PodSandboxConfig, o SandboxOptions) (*Create, er
 			IpcMode:       container.IPCModeShareable,
 			OomScoreAdj:   o.Host.ClampOOMScore(sandboxOOM),
 			ShmSize:       defaultShm,
-			Runtime:       o.RuntimeHandler,
+			Runtime:       o.runtime(),
 			SecurityOpt:   []string{"no-new-privileges"},
 			// process 1 is the pause process: it joins the network namespace and reaps zombies
 			Init:        new(bool),
@@ -74,6 +74,9 @@ func NewSandbox(cfg *runtimeapi.PodSandboxConfig, o SandboxOptions) (*Create, er
 		return nil, err
 	}
 
+	if o.usesShim() {
+		return c, shimSandbox(c, cfg, o, join)
+	}
 	if join {
 		joinNetNS(c, o.NetNS)
 	}

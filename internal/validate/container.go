@@ -115,18 +115,15 @@ func (p *problems) containerSecurity(field string, sc *runtimeapi.LinuxContainer
 		group:    sc.GetRunAsGroup(),
 		username: sc.GetRunAsUsername(),
 		policy:   sc.GetSupplementalGroupsPolicy(),
+		groups:   sc.GetSupplementalGroups(),
 	})
 	p.capabilities(field+".capabilities", sc.GetCapabilities())
 }
 
 func (p *problems) capabilities(field string, c *runtimeapi.Capability) {
-	for i, name := range slices.Concat(c.GetAddCapabilities(), c.GetDropCapabilities()) {
+	for i, name := range slices.Concat(c.GetAddCapabilities(), c.GetDropCapabilities(), c.GetAddAmbientCapabilities()) {
 		if !namePattern.MatchString(strings.ReplaceAll(name, "_", "")) {
 			p.add(fmt.Sprintf("%s[%d]", field, i), "%q is not a capability", name)
 		}
-	}
-
-	if len(c.GetAddAmbientCapabilities()) > 0 {
-		p.add(field+".add_ambient_capabilities", "Docker cannot set ambient capabilities")
 	}
 }

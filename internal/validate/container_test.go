@@ -88,7 +88,18 @@ func TestContainerSecurityRules(t *testing.T) {
 		}, field + ".capabilities[0]"},
 		"ambient capability": {func(sc *runtimeapi.LinuxContainerSecurityContext) {
 			sc.Capabilities = &runtimeapi.Capability{AddAmbientCapabilities: []string{"NET_ADMIN"}}
-		}, field + ".capabilities.add_ambient_capabilities"},
+		}, ""},
+		"invalid ambient capability": {func(sc *runtimeapi.LinuxContainerSecurityContext) {
+			sc.Capabilities = &runtimeapi.Capability{AddAmbientCapabilities: []string{"a b"}}
+		}, field + ".capabilities[0]"},
+		"strict groups": {func(sc *runtimeapi.LinuxContainerSecurityContext) {
+			sc.SupplementalGroupsPolicy = runtimeapi.SupplementalGroupsPolicy_Strict
+			sc.SupplementalGroups = []int64{0, 1<<32 - 1}
+		}, ""},
+		"strict group out of range": {func(sc *runtimeapi.LinuxContainerSecurityContext) {
+			sc.SupplementalGroupsPolicy = runtimeapi.SupplementalGroupsPolicy_Strict
+			sc.SupplementalGroups = []int64{0, 1 << 32}
+		}, field + ".supplemental_groups[1]"},
 		"negative user": {func(sc *runtimeapi.LinuxContainerSecurityContext) {
 			sc.RunAsUser = &runtimeapi.Int64Value{Value: -1}
 		}, field + ".run_as_user"},

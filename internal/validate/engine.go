@@ -21,7 +21,9 @@ func Sandbox(r *runtimeapi.RunPodSandboxRequest, h model.Host) error {
 	}
 
 	p := &problems{}
-	p.appArmorSupport("apparmor", r.GetConfig().GetLinux().GetSecurityContext().GetApparmor(), h)
+	sc := r.GetConfig().GetLinux().GetSecurityContext()
+	p.appArmorSupport("apparmor", sc.GetApparmor(), h)
+	p.strictGroups(sc.GetSupplementalGroupsPolicy(), h.Shim.IsActive() && r.GetRuntimeHandler() == "")
 
 	return p.err
 }
@@ -43,6 +45,8 @@ func Container(cfg *runtimeapi.ContainerConfig, sb *model.Sandbox, image *model.
 	}
 
 	p.cdiSupport(model.CDIDevices(cfg), h)
+	p.strictGroups(sc.GetSupplementalGroupsPolicy(), sb.UsesShim())
+	p.ambient(sc.GetCapabilities(), sb.UsesShim())
 
 	return p.err
 }

@@ -27,6 +27,7 @@ func (p *problems) sandbox(field string, c *runtimeapi.PodSandboxConfig) {
 		user:   sc.GetRunAsUser(),
 		group:  sc.GetRunAsGroup(),
 		policy: sc.GetSupplementalGroupsPolicy(),
+		groups: sc.GetSupplementalGroups(),
 	})
 }
 

@@ -1,6 +1,9 @@
 package validate
 
 import (
+	"fmt"
+	"math"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
@@ -11,6 +14,7 @@ type securityContext struct {
 	user, group *runtimeapi.Int64Value
 	username    string
 	policy      runtimeapi.SupplementalGroupsPolicy
+	groups      []int64
 }
 
 // user checks the user and groups of a process. Docker has no group without a user
@@ -20,7 +24,25 @@ func (p *problems) user(field string, sc securityContext) {
 		p.add(field+".run_as_group", "needs run_as_user or run_as_username")
 	}
 	if sc.policy == runtimeapi.SupplementalGroupsPolicy_Strict {
-		p.add(field+".supplemental_groups_policy", "Strict is not supported on this runtime; use Merge")
+		for i, id := range sc.groups {
+			if id < 0 || id > math.MaxUint32 {
+				p.add(fmt.Sprintf("%s.supplemental_groups[%d]", field, i), "%d is not a group", id)
+			}
+		}
+	}
+}
+
+// strictGroups rejects the policy Strict for a process of Docker's own runtime.
+func (p *problems) strictGroups(policy runtimeapi.SupplementalGroupsPolicy, usesShim bool) {
+	if policy == runtimeapi.SupplementalGroupsPolicy_Strict && !usesShim {
+		p.add(securityField+".supplemental_groups_policy", "Strict is not supported on this runtime; use Merge")
+	}
+}
+
+// ambient rejects ambient capabilities for a process of Docker's own runtime.
+func (p *problems) ambient(c *runtimeapi.Capability, usesShim bool) {
+	if len(c.GetAddAmbientCapabilities()) > 0 && !usesShim {
+		p.add(securityField+".capabilities.add_ambient_capabilities", "Docker cannot set ambient capabilities")
 	}
 }
 

@@ -98,7 +98,11 @@ func TestSandboxRules(t *testing.T) {
 		}, "config.linux.security_context.run_as_group"},
 		"strict groups": {func(c *runtimeapi.PodSandboxConfig) {
 			c.Linux.SecurityContext.SupplementalGroupsPolicy = runtimeapi.SupplementalGroupsPolicy_Strict
-		}, "config.linux.security_context.supplemental_groups_policy"},
+		}, ""},
+		"strict group out of range": {func(c *runtimeapi.PodSandboxConfig) {
+			c.Linux.SecurityContext.SupplementalGroupsPolicy = runtimeapi.SupplementalGroupsPolicy_Strict
+			c.Linux.SecurityContext.SupplementalGroups = []int64{-1}
+		}, "config.linux.security_context.supplemental_groups[0]"},
 	}
 
 	for name, test := range tests {

@@ -1,0 +1,71 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/translate"
+)
+
+// shimTrialTimeout bounds the trial of the shim. A pause starts in 0.1 s, and its image loads in
+// 0.2 s.
+const shimTrialTimeout = 20 * time.Second
+
+// shim returns whether pods can run under this project's containerd shim. Only containerd knows
+// whether its PATH has the shim's programs, so a trial container decides. It returns an error if
+// the engine does not respond: the next connection repeats the trial.
+func (e *Engine) shim(ctx context.Context, h model.Host) (model.Shim, error) {
+	s := model.Shim{Mode: e.cfg.Containers}
+	if !s.IsWanted() {
+		s.Problem = "--containers=engine"
+		return s, nil
+	}
+
+	if s.Problem = translate.ShimProblem(h); s.Problem != "" {
+		return s, nil
+	}
+
+	trial, cancel := context.WithTimeout(ctx, shimTrialTimeout)
+	defer cancel()
+
+	err := e.tryShim(trial)
+	if err != nil && isUnanswered(trial, err) {
+		return s, wrap(err, "try the containerd shim")
+	}
+
+	if err != nil {
+		s.Problem = err.Error()
+	}
+
+	return s, nil
+}
+
+// tryShim starts and removes a container under the shim.
+func (e *Engine) tryShim(ctx context.Context) (err error) {
+	image, err := e.embeddedPause(ctx) // independent of registries
+	if err != nil {
+		return err
+	}
+
+	trial, err := translate.NewShimTrial(image)
+	if err != nil {
+		return err
+	}
+
+	remove := func() error { return ignore(e.remove(ctx, trial.Name), errdefs.IsNotFound) }
+	if err := remove(); err != nil { // of an interrupted trial
+		return err
+	}
+
+	id, err := e.Create(ctx, trial)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, remove()) }()
+
+	return e.Start(ctx, id)
+}
