@@ -112,6 +112,11 @@ func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 		d.own = append(d.own, "--pod-cidr="+PodCIDR)
 	}
 
+	// CONTAINERS=auto runs any test with pods under the shim, on engines that can.
+	if mode := os.Getenv("CONTAINERS"); mode != "" {
+		d.own = append(d.own, "--containers="+mode)
+	}
+
 	d.args = args
 	var answers checked
 	clients := Connect(tb, "unix://"+d.Socket, answers.options()...)

@@ -174,7 +174,15 @@ func (e *Engine) extraPrograms(tb TB, wrapper string) {
 	if err != nil {
 		tb.Fatalf("engine: %v", err)
 	}
+
+	for _, program := range ShimPrograms {
+		Build(tb, filepath.Join(bin, program), "cri-dockerd/cmd/"+program, "", false)
+	}
 }
+
+// ShimPrograms are the programs of this project's containerd shim. containerd finds the first in
+// its PATH.
+var ShimPrograms = []string{"containerd-shim-cri-dockerd-v1", "cri-dockerd-shim"}
 
 // end kills all processes in the namespaces and removes files and cgroups.
 func (e *Engine) end(tb TB) {

@@ -1,0 +1,271 @@
+package conformance
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/shim/annotation"
+	"cri-dockerd/test/engines"
+)
+
+// eachShim runs a test on a new node of every engine version with annotations (API 1.43), whose
+// pods run under this project's containerd shim.
+func eachShim(t *testing.T, test func(*testing.T, *node), args ...string) {
+	t.Parallel()
+	skipAtEndpoint(t)
+
+	versions := engines.Versions()
+	if !slices.Contains(versions, engines.V26) { // containerd 1.7
+		versions = append(versions, engines.V26)
+	}
+
+	for _, v := range versions {
+		if v == engines.V20 {
+			continue
+		}
+
+		t.Run(string(v), func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, v)
+			n.Daemon = n.eng.Daemon(t, append(args, "--containers=shim")...)
+			test(t, n)
+		})
+	}
+}
+
+// shimName returns the command name of the parent of a container's main process.
+func (n *node) shimName(t *testing.T, id string) string {
+	t.Helper()
+	return strings.TrimSpace(n.run(t, "cat", "/proc/"+n.shim(t, id)+"/comm"))
+}
+
+// usesShim reports whether a container runs under the shim.
+func (n *node) usesShim(t *testing.T, id string) bool {
+	t.Helper()
+	return n.inspect(t, id, ".HostConfig.Runtime") == annotation.Runtime
+}
+
+// TestShimPod checks a pod under the shim: one server for pause and containers, a pause without
+// runc and without privileges, in the namespaces of the pod.
+func TestShimPod(t *testing.T) {
+	eachShim(t, func(t *testing.T, n *node) {
+		if c := n.condition(t, "ContainerdShim"); !c.Status || c.Reason != "CreatedByShim" {
+			t.Errorf("condition ContainerdShim: %v, want reason CreatedByShim", c)
+		}
+
+		cfg := n.podConfig(t)
+		cfg.Linux.Sysctls = map[string]string{"kernel.shm_rmid_forced": "1"}
+		pod := n.runPod(t, cfg)
+		c := n.start(t, pod, cfg, sh("sleep 1000"))
+		if n.shim(t, pod) != n.shim(t, c) || !strings.HasPrefix(n.shimName(t, pod), "cri-dockerd-shi") {
+			t.Errorf("shims of pause and container: %s (%s), %s", n.shim(t, pod), n.shimName(t, pod), n.shim(t, c))
+		}
+
+		n.assertNetNSMode(t, pod, "own")
+		n.assertNoCapabilities(t, pod)
+		for field, want := range map[string]string{"NoNewPrivs": "1", "Seccomp": "0"} {
+			if got := n.procStatus(t, pod, field); got != want {
+				t.Errorf("%s of the pause: %s, want %s", field, got, want)
+			}
+		}
+
+		n.assertRuncDoesNotKnow(t, pod)
+		if got := n.exec(t, c, "cat", "/proc/sys/kernel/shm_rmid_forced"); got != "1\n" {
+			t.Errorf("kernel.shm_rmid_forced = %q, want 1", got)
+		}
+		if got := n.exec(t, c, "hostname"); got != cfg.Hostname+"\n" {
+			t.Errorf("host name %q, want %s", got, cfg.Hostname)
+		}
+
+		n.stopPod(t, pod)
+		n.removePod(t, pod)
+		n.assertNoLeftovers(t, cfg)
+		eventually(t, "exit of the shim", func() bool {
+			return !strings.Contains(n.run(t, "ps", "ax"), "cri-dockerd-shim")
+		})
+	})
+}
+
+// statusFiles are the status of two processes in a container, as an exec sees them.
+var statusFiles = map[string]string{"first process": "/proc/1/status", "exec": "/proc/self/status"}
+
+// assertRuncDoesNotKnow checks that runc has no container with this ID.
+func (n *node) assertRuncDoesNotKnow(t *testing.T, id string) {
+	t.Helper()
+	if got := n.run(t, "find", "/run/containerd/runc", "-maxdepth", "2", "-name", id); got != "" {
+		t.Errorf("runc started the pause: %s", got)
+	}
+}
+
+// TestShimPauseSeccomp checks the filter of pauses with the profile RuntimeDefault.
+func TestShimPauseSeccomp(t *testing.T) {
+	eachShim(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		cfg.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{
+			ProfileType: runtimeapi.SecurityProfile_RuntimeDefault,
+		}
+		pod := n.runPod(t, cfg)
+		if got := n.procStatus(t, pod, "Seccomp"); got != "2" {
+			t.Errorf("Seccomp of the pause: %s, want 2 (a filter)", got)
+		}
+
+		n.assertRuncDoesNotKnow(t, pod)
+	})
+}
+
+// TestStrictGroups checks SupplementalGroupsPolicy Strict: the groups of the request are used
+// instead of those of the image (CRI SupplementalGroupsPolicy), for the first process and an exec.
+func TestStrictGroups(t *testing.T) {
+	eachShim(t, func(t *testing.T, n *node) {
+		s, err := n.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+		if err != nil || !s.GetFeatures().GetSupplementalGroupsPolicy() {
+			t.Errorf("features: %v, %v", s.GetFeatures(), err)
+		}
+
+		cfg := n.podConfig(t)
+		cfg.Linux.SecurityContext.SupplementalGroupsPolicy = runtimeapi.SupplementalGroupsPolicy_Strict
+		cfg.Linux.SecurityContext.SupplementalGroups = []int64{4321}
+		pod := n.runPod(t, cfg)
+		if got := n.procStatus(t, pod, "Groups"); got != "4321" {
+			t.Errorf("groups of the pause: %q, want 4321", got)
+		}
+
+		for policy, want := range map[runtimeapi.SupplementalGroupsPolicy]string{
+			runtimeapi.SupplementalGroupsPolicy_Strict: "1234",
+			runtimeapi.SupplementalGroupsPolicy_Merge:  "1000 1234 7777",
+		} {
+			cc := n.containerConfig(sh("sleep 1000"))
+			cc.Metadata.Name = strings.ToLower(policy.String())
+			sc := cc.Linux.SecurityContext
+			sc.RunAsUsername, sc.SupplementalGroups, sc.SupplementalGroupsPolicy = "app", []int64{1234}, policy
+			c := n.startConfig(t, pod, cfg, cc)
+			for process, file := range statusFiles {
+				got := strings.Fields(n.exec(t, c, "grep", "^Groups", file))[1:]
+				slices.Sort(got)
+				if strings.Join(got, " ") != want {
+					t.Errorf("%v: groups of the %s: %v, want %s", policy, process, got, want)
+				}
+			}
+		}
+	})
+}
+
+// TestAmbientCapabilities checks that ambient capabilities are in all sets (CRI Capability), for
+// the first process and for execs.
+func TestAmbientCapabilities(t *testing.T) {
+	eachShim(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		cc := n.containerConfig(sh("sleep 1000"))
+		sc := cc.Linux.SecurityContext
+		sc.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
+		sc.Capabilities = &runtimeapi.Capability{
+			DropCapabilities:       []string{"ALL"},
+			AddAmbientCapabilities: []string{"NET_BIND_SERVICE"},
+		}
+		c := n.startConfig(t, pod, cfg, cc)
+		for process, file := range statusFiles {
+			got := n.exec(t, c, "grep", "^Cap", file)
+			if strings.Count(got, "0000000000000400") != 5 { // CAP_NET_BIND_SERVICE is 10
+				t.Errorf("capabilities of the %s:\n%s", process, got)
+			}
+		}
+
+		n.exec(t, c, "timeout", "-s", "KILL", "1", "sh", "-c", "nc -l -p 80 & sleep 0.1; kill -0 $!")
+	})
+}
+
+// TestLimitsOfTheFirstProcess checks that limits without a field in Docker's API hold before a
+// container's first process runs: it reads its own.
+func TestLimitsOfTheFirstProcess(t *testing.T) {
+	eachShim(t, func(t *testing.T, n *node) {
+		file := "/sys/fs/cgroup/hugetlb/hugetlb.2MB.limit_in_bytes"
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		if n.run(t, "sh", "-c", "test -e /sys/fs/cgroup/memory || echo v2") != "" {
+			file = "/sys/fs/cgroup/hugetlb.2MB.max"
+		}
+
+		cc := n.containerConfig(sh("cat " + file + " > /first; sleep 1000"))
+		cc.Linux.Resources = &runtimeapi.LinuxContainerResources{
+			HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}},
+		}
+
+		for i := range 5 { // the daemon writes the limits after the start as well
+			cc.Metadata.Name = fmt.Sprint("c", i)
+			c := n.startConfig(t, pod, cfg, cc)
+			eventually(t, "the first process reads its limit", func() bool {
+				return n.exec(t, c, "wc", "-c", "/first") != "0 /first\n"
+			})
+			if got := n.exec(t, c, "cat", "/first"); got != "4194304\n" {
+				t.Errorf("limit of the first process: %q, want 4194304", got)
+			}
+		}
+	})
+}
+
+// TestKilledShim kills the server of a pod. containerd then cleans up: all processes of the pod
+// end, the engine sees it, and the pod can be removed without leftovers.
+func TestKilledShim(t *testing.T) {
+	eachShim(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		c := n.start(t, pod, cfg, sh("sleep 1000"))
+		pause := n.inspect(t, pod, ".State.Pid")
+		n.run(t, "kill", "-KILL", n.shim(t, pod))
+		eventually(t, "end of the pod", func() bool {
+			return n.podStatus(t, pod).State == runtimeapi.PodSandboxState_SANDBOX_NOTREADY &&
+				n.containerStatus(t, c).State == runtimeapi.ContainerState_CONTAINER_EXITED
+		})
+
+		if got := n.run(t, "sh", "-c", "test ! -e /proc/"+pause+" || echo runs"); got != "" {
+			t.Errorf("pause %s is running after its server was killed", pause)
+		}
+		if s := n.containerStatus(t, c); s.ExitCode != 137 {
+			t.Errorf("exit code %d of a container of a killed server, want 137", s.ExitCode)
+		}
+
+		n.removePod(t, pod)
+		n.assertNoLeftovers(t, cfg)
+		if got := n.run(t, "find", "/sys/fs/cgroup", "-type", "d", "-name", pod); got != "" {
+			t.Errorf("control groups of the pause: %s", got)
+		}
+	})
+}
+
+// TestShimAutoFallsBack checks --containers=auto and shim with an engine that does not find the
+// shim.
+func TestShimAutoFallsBack(t *testing.T) {
+	t.Parallel()
+	skipAtEndpoint(t)
+
+	n := newNode(t, engines.V29)
+	for _, program := range engines.ShimPrograms {
+		n.run(t, "rm", n.eng.Dir+"/bin/"+program)
+	}
+
+	auto := n.withDaemon(t, "--containers=auto")
+	if c := auto.condition(t, "ContainerdShim"); c.Status || c.Reason != "CreatedByEngine" ||
+		!strings.Contains(c.Message, "containerd-shim-cri-dockerd-v1") {
+		t.Errorf("condition ContainerdShim: %v, want the name of the missing program", c)
+	}
+
+	cfg := auto.podConfig(t)
+	pod := auto.runPod(t, cfg)
+	auto.start(t, pod, cfg, sh("sleep 1000"))
+	auto.removePod(t, pod)
+	auto.assertNoLeftovers(t, cfg)
+
+	auto.Change(t, "--containers=shim")
+	auto.AwaitReady(t)
+	_, err := auto.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: auto.podConfig(t)})
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), engines.ShimPrograms[0]) {
+		t.Errorf("RunPodSandbox without the required shim: %v, want FailedPrecondition", err)
+	}
+}
