@@ -68,11 +68,7 @@ func (s *Service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 
 	fitConditions(resp.Status.Conditions)
 	if e.Ready {
-		features := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: e.Host.RecursiveReadOnly()}
-		for _, name := range append([]string{""}, e.Host.Runtimes...) {
-			resp.RuntimeHandlers = append(resp.RuntimeHandlers,
-				&runtimeapi.RuntimeHandler{Name: name, Features: features})
-		}
+		resp.RuntimeHandlers = runtimeHandlers(e.Host)
 	}
 
 	if !r.GetVerbose() {
@@ -95,6 +91,22 @@ const (
 	containerLogs = "ContainerLogs"
 	logsNotReady  = "LogDriverNotReady"
 )
+
+// runtimeHandlers returns the runtime handlers with their features, first the default one.
+func runtimeHandlers(h model.Host) []*runtimeapi.RuntimeHandler {
+	handlers := []*runtimeapi.RuntimeHandler{{
+		Features: &runtimeapi.RuntimeHandlerFeatures{
+			RecursiveReadOnlyMounts: h.RecursiveReadOnly() || h.Shim.IsActive(),
+		},
+	}}
+
+	features := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: h.RecursiveReadOnly()}
+	for _, name := range h.Runtimes {
+		handlers = append(handlers, &runtimeapi.RuntimeHandler{Name: name, Features: features})
+	}
+
+	return handlers
+}
 
 // Condition for the creator of pod network namespaces.
 const podNetNS = "PodNetworkNamespaces"

@@ -55,8 +55,8 @@ func setMounts(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOptions) e
 
 		b := &mount.BindOptions{Propagation: propagation(m.GetPropagation())}
 		if m.GetReadonly() && o.Host.RecursiveReadOnly() {
-			b.ReadOnlyForceRecursive = m.GetRecursiveReadOnly()
-			b.ReadOnlyNonRecursive = !m.GetRecursiveReadOnly()
+			b.ReadOnlyForceRecursive = m.GetRecursiveReadOnly() && !o.Sandbox.UsesShim() // see shimContainer
+			b.ReadOnlyNonRecursive = !b.ReadOnlyForceRecursive
 		}
 
 		c.Host.Mounts = append(c.Host.Mounts, mount.Mount{

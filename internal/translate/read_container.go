@@ -112,7 +112,7 @@ func readMounts(in container.InspectResponse, volumes []model.ImageVolume) []*ru
 			ContainerPath:     m.Destination,
 			Readonly:          !m.RW,
 			Propagation:       readPropagation(m.Propagation),
-			RecursiveReadOnly: recursive[m.Destination],
+			RecursiveReadOnly: recursive[m.Destination] || isRecursiveByShim(in.HostConfig, m.Destination),
 			SelinuxRelabel:    relabelled[m.Destination],
 		})
 	}

@@ -2,6 +2,8 @@ package translate
 
 import (
 	"maps"
+	"path"
+	"slices"
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
@@ -133,6 +135,12 @@ func shimContainer(c *Create, cfg *runtimeapi.ContainerConfig) error {
 		c.Host.CapAdd = append(c.Host.CapAdd, strings.TrimPrefix(name, "CAP_")) // all sets have it (CRI Capability)
 	}
 
+	for _, m := range cfg.GetMounts() {
+		if m.GetRecursiveReadOnly() && m.GetImage().GetImage() == "" {
+			want.RecursiveReadOnly = append(want.RecursiveReadOnly, path.Clean(m.GetContainerPath()))
+		}
+	}
+
 	for key, value := range limits.Unified {
 		if want.Unified == nil {
 			want.Unified = map[string]string{}
@@ -148,6 +156,12 @@ func shimContainer(c *Create, cfg *runtimeapi.ContainerConfig) error {
 	}
 
 	return annotate(c, want)
+}
+
+// isRecursiveByShim reports whether the shim made a mount recursively read-only.
+func isRecursiveByShim(h *container.HostConfig, target string) bool {
+	want, err := annotation.Parse(h.Annotations[annotation.Key])
+	return err == nil && slices.Contains(want.RecursiveReadOnly, path.Clean(target))
 }
 
 // groupIDs returns groups in the kernel's type. validate.Request checks their range.

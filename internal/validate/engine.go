@@ -41,7 +41,7 @@ func Container(cfg *runtimeapi.ContainerConfig, sb *model.Sandbox, image *model.
 	profile, profileField := model.AppArmorProfile(sc)
 	p.appArmorSupport(profileField, profile, h)
 	for i, m := range cfg.GetMounts() {
-		p.mountOnEngine(fmt.Sprintf("config.mounts[%d]", i), m, h)
+		p.mountOnEngine(fmt.Sprintf("config.mounts[%d]", i), m, sb, h)
 	}
 
 	p.cdiSupport(model.CDIDevices(cfg), h)
@@ -132,8 +132,8 @@ func (p *problems) appArmorSupport(name string, profile *runtimeapi.SecurityProf
 
 // mountOnEngine checks a mount against the engine. Docker relabels for SELinux only with the old
 // string form of mounts, HostConfig.Binds, with colons as separators.
-func (p *problems) mountOnEngine(field string, m *runtimeapi.Mount, h model.Host) {
-	if m.GetRecursiveReadOnly() && !h.RecursiveReadOnly() {
+func (p *problems) mountOnEngine(field string, m *runtimeapi.Mount, sb *model.Sandbox, h model.Host) {
+	if m.GetRecursiveReadOnly() && !h.RecursiveReadOnly() && !sb.UsesShim() {
 		p.add(field+".recursive_read_only", "Docker Engine %s does not support it; Engine 25 does", h.EngineVersion)
 	}
 

@@ -137,7 +137,7 @@ func TestStrictGroups(t *testing.T) {
 		}
 
 		for policy, want := range map[runtimeapi.SupplementalGroupsPolicy]string{
-			runtimeapi.SupplementalGroupsPolicy_Strict: "1234",
+			runtimeapi.SupplementalGroupsPolicy_Strict: "1000 1234", // with the primary group
 			runtimeapi.SupplementalGroupsPolicy_Merge:  "1000 1234 7777",
 		} {
 			cc := n.containerConfig(sh("sleep 1000"))

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"path"
 	"regexp"
-	"slices"
 	"strings"
 )
 
@@ -46,6 +45,9 @@ type Container struct {
 	Unified map[string]string `json:"unified,omitempty"`
 	// Hugepages are limits in bytes by page size, such as "2MB".
 	Hugepages map[string]uint64 `json:"hugepages,omitempty"`
+	// RecursiveReadOnly are the paths of read-only mounts in the container whose submounts must be
+	// read-only, too. Docker rejects such mounts for shims selected by name.
+	RecursiveReadOnly []string `json:"recursiveReadOnly,omitempty"`
 	// Sandbox is set for the pause of a pod.
 	Sandbox *Sandbox `json:"sandbox,omitempty"`
 }
@@ -65,7 +67,7 @@ type wire struct {
 // IsZero reports whether c changes nothing.
 func (c Container) IsZero() bool {
 	return c.StrictGroups == nil && len(c.Ambient) == 0 && len(c.Unified) == 0 && len(c.Hugepages) == 0 &&
-		c.Sandbox == nil
+		len(c.RecursiveReadOnly) == 0 && c.Sandbox == nil
 }
 
 // Encode returns the value of the annotation. It returns an error for values that Parse rejects.
@@ -128,8 +130,14 @@ func (c Container) check() error {
 	if c.StrictGroups != nil && len(*c.StrictGroups) > maxGroups {
 		return fmt.Errorf("%d groups, the maximum is %d", len(*c.StrictGroups), maxGroups)
 	}
-	if len(c.Ambient) > maxEntries || len(c.Unified) > maxEntries || len(c.Hugepages) > maxEntries {
+	if max(len(c.Ambient), len(c.Unified), len(c.Hugepages), len(c.RecursiveReadOnly)) > maxEntries {
 		return fmt.Errorf("more than %d entries in one list", maxEntries)
+	}
+
+	for _, p := range c.RecursiveReadOnly {
+		if err := checkPath(p); err != nil {
+			return fmt.Errorf("mount: %w", err)
+		}
 	}
 
 	for _, name := range c.Ambient {
@@ -161,8 +169,15 @@ func (s *Sandbox) check() error {
 	if s == nil || s.NetNS == "" {
 		return nil
 	}
-	if !path.IsAbs(s.NetNS) || path.Clean(s.NetNS) != s.NetNS || slices.Contains([]byte(s.NetNS), 0) {
-		return fmt.Errorf("network namespace %q is not a clean absolute path", s.NetNS)
+	if err := checkPath(s.NetNS); err != nil {
+		return fmt.Errorf("network namespace: %w", err)
+	}
+	return nil
+}
+
+func checkPath(p string) error {
+	if !path.IsAbs(p) || path.Clean(p) != p || strings.ContainsRune(p, 0) {
+		return fmt.Errorf("%q is not a clean absolute path", p)
 	}
 	return nil
 }

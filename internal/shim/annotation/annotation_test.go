@@ -17,6 +17,8 @@ func TestRoundTrip(t *testing.T) {
 			Ambient:   []string{"CAP_NET_BIND_SERVICE"},
 			Unified:   map[string]string{"memory.oom.group": "1", "hugetlb.2MB.max": "0"},
 			Hugepages: map[string]uint64{"2MB": 1 << 21, "1GB": 0},
+
+			RecursiveReadOnly: []string{"/data"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -52,6 +54,7 @@ func TestParseRejects(t *testing.T) {
 		"cgroup core file":    `{"v":1,"unified":{"cgroup.procs":"1"}}`,
 		"page size":           `{"v":1,"hugepages":{"2MB/../x":1}}`,
 		"capability":          `{"v":1,"ambient":["net_admin"]}`,
+		"unclean mount":       `{"v":1,"recursiveReadOnly":["/a/"]}`,
 		"relative namespace":  `{"v":1,"sandbox":{"netns":"run/netns"}}`,
 		"unclean namespace":   `{"v":1,"sandbox":{"netns":"/run/../netns"}}`,
 		"too long":            `{"v":1,"unified":{"a.b":"` + strings.Repeat("x", maxSize) + `"}}`,

@@ -10,6 +10,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -95,6 +96,10 @@ func (b *Bundle) Apply(canLimit func(pageSize string) bool) error {
 		})
 	}
 
+	if err == nil && len(want.RecursiveReadOnly) > 0 {
+		err = edit(b.raw, "mounts", func(all *[]object) error { return makeRecursive(*all, want.RecursiveReadOnly) })
+	}
+
 	if err == nil && len(want.Unified)+len(want.Hugepages) > 0 {
 		err = edit(b.raw, "linux", func(l *object) error {
 			return edit(*l, "resources", func(r *object) error { return editResources(*r, want) })
@@ -114,6 +119,37 @@ func joinNetNS(all []specs.LinuxNamespace, path string) []specs.LinuxNamespace {
 	return append(all, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: path})
 }
 
+// makeRecursive makes read-only mounts recursively read-only (OCI runtime specification, option
+// rro).
+func makeRecursive(all []object, paths []string) error {
+	for _, want := range paths {
+		found := false
+		for _, m := range all {
+			var target string
+			if err := json.Unmarshal(m["destination"], &target); err != nil || path.Clean(target) != want {
+				continue
+			}
+
+			if err := edit(m, "options", func(options *[]string) error {
+				i := slices.Index(*options, "ro")
+				if i < 0 {
+					return fmt.Errorf("mount %s is not read-only", want)
+				}
+				(*options)[i], found = "rro", true
+				return nil
+			}); err != nil {
+				return err
+			}
+		}
+
+		if !found {
+			return fmt.Errorf("mount %s is missing", want)
+		}
+	}
+
+	return nil
+}
+
 // write replaces the spec. containerd and runc never see a part of it.
 func (b *Bundle) write() error {
 	text, err := json.Marshal(b.raw)
@@ -121,12 +157,12 @@ func (b *Bundle) write() error {
 		return err
 	}
 
-	path := filepath.Join(b.Dir, file)
-	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
+	name := filepath.Join(b.Dir, file)
+	if err := os.WriteFile(name+".new", text, 0o600); err != nil {
 		return err
 	}
 
-	return os.Rename(path+".new", path)
+	return os.Rename(name+".new", name)
 }
 
 // edit decodes the value of a key, changes it, and encodes it again. A missing value starts as the
@@ -156,12 +192,8 @@ func edit[T any](o object, key string, change func(*T) error) error {
 // editProcess changes the groups and capabilities of a process, that of the spec or of an exec.
 func editProcess(p object, want annotation.Container) error {
 	if want.StrictGroups != nil {
-		if err := edit(p, "user", func(user *object) error {
-			return edit(*user, "additionalGids", func(gids *[]uint32) error {
-				*gids = slices.Clone(*want.StrictGroups)
-				return nil
-			})
-		}); err != nil {
+		setStrict := func(user *object) error { return setGroups(*user, *want.StrictGroups) }
+		if err := edit(p, "user", setStrict); err != nil {
 			return err
 		}
 	}
@@ -171,6 +203,26 @@ func editProcess(p object, want annotation.Container) error {
 	}
 
 	return edit(p, "capabilities", func(c *specs.LinuxCapabilities) error { return addAmbient(c, want.Ambient) })
+}
+
+// setGroups sets the supplemental groups of a user. The primary group is one of them, as with
+// Docker: a program that changes its group must not lose what denies this group access
+// (CVE-2022-36109).
+func setGroups(user object, groups []uint32) error {
+	var u specs.User
+	if err := json.Unmarshal(user["gid"], &u.GID); err != nil {
+		return fmt.Errorf("gid: %w", err)
+	}
+
+	return edit(user, "additionalGids", func(gids *[]uint32) error {
+		*gids = []uint32{u.GID}
+		for _, g := range groups {
+			if !slices.Contains(*gids, g) {
+				*gids = append(*gids, g)
+			}
+		}
+		return nil
+	})
 }
 
 // addAmbient adds capabilities to the ambient set. The kernel requires them in the permitted and

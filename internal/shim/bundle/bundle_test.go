@@ -65,6 +65,11 @@ func newSpec() m {
 			"user":         m{"uid": 1000.0, "gid": 1000.0, "additionalGids": []any{7.0, 8.0}},
 			"capabilities": m{"bounding": []any{"CAP_CHOWN", "CAP_KILL"}, "effective": []any{"CAP_KILL"}},
 		},
+		"mounts": []any{
+			m{"destination": "/", "options": []any{"ro"}},
+			m{"destination": "/a/", "options": []any{"rbind", "ro"}, "future": true},
+			m{"destination": "/b", "options": []any{"rbind"}},
+		},
 		"linux": m{
 			"namespaces": []any{m{"type": "network"}, m{"type": "pid"}},
 			"resources":  m{"unified": m{"memory.high": "1"}, "pids": m{"limit": 5.0}},
@@ -84,10 +89,13 @@ func TestApply(t *testing.T) {
 			s["linux"].(m)["namespaces"] = []any{m{"type": "pid"}, m{"type": "network", "path": "/run/a"}}
 		}},
 		"no groups": {`{"v":1,"strictGroups":[]}`, func(s m) {
-			s["process"].(m)["user"].(m)["additionalGids"] = []any{}
+			s["process"].(m)["user"].(m)["additionalGids"] = []any{1000.0}
 		}},
-		"groups": {`{"v":1,"strictGroups":[9]}`, func(s m) {
-			s["process"].(m)["user"].(m)["additionalGids"] = []any{9.0}
+		"groups": {`{"v":1,"strictGroups":[9,1000]}`, func(s m) {
+			s["process"].(m)["user"].(m)["additionalGids"] = []any{1000.0, 9.0}
+		}},
+		"recursive": {`{"v":1,"recursiveReadOnly":["/a"]}`, func(s m) {
+			s["mounts"].([]any)[1].(m)["options"] = []any{"rbind", "rro"}
 		}},
 		"ambient": {`{"v":1,"ambient":["CAP_CHOWN"]}`, func(s m) {
 			s["process"].(m)["capabilities"] = m{
@@ -122,6 +130,8 @@ func TestApply(t *testing.T) {
 func TestApplyRejects(t *testing.T) {
 	for name, text := range map[string]string{
 		"invalid annotation":                             `{"v":3}`,
+		"recursive writable mount":                       `{"v":1,"recursiveReadOnly":["/b"]}`,
+		"recursive missing mount":                        `{"v":1,"recursiveReadOnly":["/c"]}`,
 		"ambient capability outside of the bounding set": `{"v":1,"ambient":["CAP_SYS_ADMIN"]}`,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -140,9 +150,9 @@ func TestExec(t *testing.T) {
 
 	const caps = `"capabilities":{"bounding":["CAP_CHOWN"]},"new":1`
 	for name, c := range map[string]struct{ in, want string }{
-		"same user":       {`{"user":{"uid":1000,"gid":1000,"additionalGids":[7]},` + caps + `}`, `Gids":[9]`},
+		"same user":       {`{"user":{"uid":1000,"gid":1000,"additionalGids":[7]},` + caps + `}`, `Gids":[1000,9]`},
 		"other user":      {`{"user":{"uid":0,"gid":0,"additionalGids":[7]},` + caps + `}`, `Gids":[7]`},
-		"no capabilities": {`{"user":{"uid":1000,"gid":1000},"new":1}`, `"additionalGids":[9]`},
+		"no capabilities": {`{"user":{"uid":1000,"gid":1000},"new":1}`, `"additionalGids":[1000,9]`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := b.Exec([]byte(c.in))

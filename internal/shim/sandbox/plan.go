@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -69,6 +70,9 @@ func NewPlan(b *bundle.Bundle) (p *Plan, reason string) {
 	if b.Want.StrictGroups != nil {
 		p.groups = *b.Want.StrictGroups
 	}
+
+	// Docker adds the primary group for programs that change their group. The pause cannot.
+	p.groups = slices.DeleteFunc(slices.Clone(p.groups), func(g uint32) bool { return g == p.gid })
 
 	if reason := p.setNamespaces(s, b.Want.Sandbox.NetNS); reason != "" {
 		return nil, reason
