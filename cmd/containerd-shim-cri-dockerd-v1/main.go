@@ -1,6 +1,6 @@
 // Command containerd-shim-cri-dockerd-v1 is the program that containerd runs for containers with
-// the runtime io.containerd.cri-dockerd.v1. It starts cri-dockerd-shim, the server, from the same
-// directory.
+// the runtime io.containerd.cri-dockerd.v1. It starts containerd-shim-cri-dockerd-server from the
+// same directory.
 package main
 
 import (

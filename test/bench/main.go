@@ -10,6 +10,7 @@
 //   - heartbeat measures the cost of the engine's heartbeat.
 //   - load runs a node with very many pods.
 //   - streams compares exec with the engine's own, and port-forward with containerd's.
+//   - shim compares pods under the containerd shim with those under the engine's runtime.
 //   - starts compares concurrent creates and starts of containers with the engine's own calls.
 //
 // The exit code is 1 if a limit is exceeded. The command starts the engine and the daemon. The
@@ -48,6 +49,7 @@ var commands = map[string]func(context.Context, *harness, []string) bool{
 	streamsCommand:   benchStreams,
 	startsCommand:    benchStarts,
 	pauseCommand:     benchPause,
+	shimCommand:      benchShim,
 }
 
 func main() {

@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -39,10 +40,10 @@ func eachShim(t *testing.T, test func(*testing.T, *node), args ...string) {
 	}
 }
 
-// shimName returns the command name of the parent of a container's main process.
+// shimName returns the program of the parent of a container's main process.
 func (n *node) shimName(t *testing.T, id string) string {
 	t.Helper()
-	return strings.TrimSpace(n.run(t, "cat", "/proc/"+n.shim(t, id)+"/comm"))
+	return path.Base(strings.TrimSpace(n.run(t, "readlink", "/proc/"+n.shim(t, id)+"/exe")))
 }
 
 // usesShim reports whether a container runs under the shim.
@@ -63,7 +64,7 @@ func TestShimPod(t *testing.T) {
 		cfg.Linux.Sysctls = map[string]string{"kernel.shm_rmid_forced": "1"}
 		pod := n.runPod(t, cfg)
 		c := n.start(t, pod, cfg, sh("sleep 1000"))
-		if n.shim(t, pod) != n.shim(t, c) || !strings.HasPrefix(n.shimName(t, pod), "cri-dockerd-shi") {
+		if n.shim(t, pod) != n.shim(t, c) || n.shimName(t, pod) != engines.ShimPrograms[1] {
 			t.Errorf("shims of pause and container: %s (%s), %s", n.shim(t, pod), n.shimName(t, pod), n.shim(t, c))
 		}
 
@@ -87,7 +88,7 @@ func TestShimPod(t *testing.T) {
 		n.removePod(t, pod)
 		n.assertNoLeftovers(t, cfg)
 		eventually(t, "exit of the shim", func() bool {
-			return !strings.Contains(n.run(t, "ps", "ax"), "cri-dockerd-shim")
+			return !strings.Contains(n.run(t, "ps", "ax"), engines.ShimPrograms[1])
 		})
 	})
 }
@@ -98,7 +99,7 @@ var statusFiles = map[string]string{"first process": "/proc/1/status", "exec": "
 // assertRuncDoesNotKnow checks that runc has no container with this ID.
 func (n *node) assertRuncDoesNotKnow(t *testing.T, id string) {
 	t.Helper()
-	if got := n.run(t, "find", "/run/containerd/runc", "-maxdepth", "2", "-name", id); got != "" {
+	if got := n.run(t, "sh", "-c", "ls -d /run/containerd/runc/*/"+id+" 2>/dev/null || true"); got != "" {
 		t.Errorf("runc started the pause: %s", got)
 	}
 }
@@ -268,4 +269,79 @@ func TestShimAutoFallsBack(t *testing.T) {
 	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), engines.ShimPrograms[0]) {
 		t.Errorf("RunPodSandbox without the required shim: %v, want FailedPrecondition", err)
 	}
+}
+
+// TestShimHostPod checks a pod in the node's network, IPC and PID namespaces, and one with a shared
+// PID namespace: both pauses start without runc.
+func TestShimHostPod(t *testing.T) {
+	eachShim(t, func(t *testing.T, n *node) {
+		node := runtimeapi.NamespaceMode_NODE
+		cfg := n.podConfig(t)
+		cfg.Hostname = ""
+		cfg.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Network: node, Ipc: node, Pid: node}
+		pod := n.runPod(t, cfg)
+		n.assertRuncDoesNotKnow(t, pod)
+		for _, ns := range []string{"net", "ipc", "pid", "uts"} {
+			of := func(pid string) string { return n.run(t, "readlink", "/proc/"+pid+"/ns/"+ns) }
+			if pause := of(n.inspect(t, pod, ".State.Pid")); pause != of("1") {
+				t.Errorf("%s namespace of the pause: %s, want the node's", ns, pause)
+			}
+		}
+
+		shared := n.podConfig(t)
+		shared.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+		pod = n.runPod(t, shared)
+		n.assertRuncDoesNotKnow(t, pod)
+		cc := n.containerConfig(sh("sleep 1000"))
+		cc.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+		c := n.startConfig(t, pod, shared, cc)
+		if got := n.exec(t, c, "cat", "/proc/1/comm"); got != "pause\n" {
+			t.Errorf("process 1 of the pod: %q, want pause", got)
+		}
+
+		n.exec(t, c, "sh", "-c", "(sleep 0.1 &) ; sleep 0.3")
+		if got := n.exec(t, c, "ps"); strings.Contains(got, "Z") {
+			t.Errorf("the pause does not reap orphans:\n%s", got)
+		}
+	})
+}
+
+// TestShimDockerCommands runs Docker's commands on a pause under the shim.
+func TestShimDockerCommands(t *testing.T) {
+	eachShim(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		c := n.start(t, pod, cfg, sh("sleep 1000"))
+		for _, id := range []string{pod, c} {
+			n.docker(t, "ps", "--filter", "id="+id)
+			n.docker(t, "top", id)
+			n.docker(t, "stats", "--no-stream", id)
+			n.docker(t, "diff", id)
+			n.docker(t, "logs", c)
+			n.docker(t, "pause", id)
+			if got := n.inspect(t, id, ".State.Status"); got != "paused" {
+				t.Errorf("status after docker pause: %s", got)
+			}
+			n.docker(t, "unpause", id)
+			n.docker(t, "update", "--cpu-shares", "100", id)
+			if got := n.inspect(t, id, ".State.Status"); got != "running" {
+				t.Errorf("status after docker unpause: %s", got)
+			}
+		}
+
+		n.docker(t, "exec", c, "true")
+		n.docker(t, "cp", c+":/etc/passwd", n.eng.Dir+"/passwd")
+		out, err := n.eng.Command("docker", "-H", "unix://"+n.eng.Socket, "exec", pod, "/pause").CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "exec in pause") {
+			t.Errorf("docker exec in a pause: %v, %s; want a refusal", err, out)
+		}
+
+		n.docker(t, "stop", c)
+		n.docker(t, "start", c)
+		n.docker(t, "kill", c)
+		n.docker(t, "stop", "-t", "5", pod)
+		if got := n.inspect(t, pod, ".State.ExitCode"); got != "0" {
+			t.Errorf("exit code of a stopped pause: %s, want 0", got)
+		}
+	})
 }

@@ -182,7 +182,7 @@ func (e *Engine) extraPrograms(tb TB, wrapper string) {
 
 // ShimPrograms are the programs of this project's containerd shim. containerd finds the first in
 // its PATH.
-var ShimPrograms = []string{"containerd-shim-cri-dockerd-v1", "cri-dockerd-shim"}
+var ShimPrograms = []string{"containerd-shim-cri-dockerd-v1", "containerd-shim-cri-dockerd-server"}
 
 // end kills all processes in the namespaces and removes files and cgroups.
 func (e *Engine) end(tb TB) {

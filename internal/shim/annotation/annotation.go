@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"regexp"
 	"strings"
 )
 
@@ -115,12 +114,56 @@ func parse(text string) (Container, error) {
 	return w.Container, w.check()
 }
 
-var (
-	capability = regexp.MustCompile(`^CAP_[A-Z_]{1,40}$`)
-	// unifiedFile is the grammar of cgroup v2 interface files: controller and name.
-	unifiedFile = regexp.MustCompile(`^[a-z0-9_]{1,32}(\.[A-Za-z0-9_-]{1,64}){1,4}$`)
-	pageSize    = regexp.MustCompile(`^[1-9][0-9]{0,9}(KB|MB|GB)$`)
+// The grammars below are not regular expressions: compiling those took most of the launcher's time.
+
+const (
+	upper  = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	lower  = "abcdefghijklmnopqrstuvwxyz"
+	digits = "0123456789"
 )
+
+// maxName bounds the name of a capability, of a cgroup file (MAX_CFTYPE_NAME is 64) and of a page
+// size, in bytes.
+const maxName = 64
+
+// isWord reports whether a string is a name of these characters.
+func isWord(s, characters string) bool {
+	return s != "" && len(s) <= maxName && strings.Trim(s, characters) == ""
+}
+
+// isCapability reports whether a string has the form CAP_NET_ADMIN.
+func isCapability(s string) bool {
+	name, ok := strings.CutPrefix(s, "CAP_")
+	return ok && isWord(name, upper+"_")
+}
+
+// isUnifiedFile reports whether a string has the form of a controller's file, such as memory.high
+// or hugetlb.2MB.max. The files of the core, such as cgroup.procs, move processes and change the
+// hierarchy.
+func isUnifiedFile(s string) bool {
+	parts := strings.Split(s, ".")
+	if len(parts) < 2 || parts[0] == "cgroup" {
+		return false
+	}
+
+	for _, part := range parts {
+		if !isWord(part, upper+lower+digits+"_-") {
+			return false
+		}
+	}
+
+	return true
+}
+
+// isPageSize reports whether a string has the form 2MB.
+func isPageSize(s string) bool {
+	for _, unit := range []string{"KB", "MB", "GB"} {
+		if number, ok := strings.CutSuffix(s, unit); ok {
+			return isWord(number, digits) && number[0] != '0' && len(number) <= 10
+		}
+	}
+	return false
+}
 
 // maxUnifiedValue bounds the content of a cgroup file, in bytes: a page, the kernel's limit of a
 // write.
@@ -141,14 +184,13 @@ func (c Container) check() error {
 	}
 
 	for _, name := range c.Ambient {
-		if !capability.MatchString(name) {
+		if !isCapability(name) {
 			return fmt.Errorf("%q is not a capability", name)
 		}
 	}
 
 	for file, value := range c.Unified {
-		// The files of the core, such as cgroup.procs, move processes and change the hierarchy.
-		if !unifiedFile.MatchString(file) || strings.HasPrefix(file, "cgroup.") {
+		if !isUnifiedFile(file) {
 			return fmt.Errorf("%q is not the file of a controller of cgroup v2", file)
 		}
 		if len(value) > maxUnifiedValue || strings.ContainsRune(value, 0) {
@@ -157,7 +199,7 @@ func (c Container) check() error {
 	}
 
 	for size := range c.Hugepages {
-		if !pageSize.MatchString(size) {
+		if !isPageSize(size) {
 			return fmt.Errorf("%q is not a page size", size)
 		}
 	}

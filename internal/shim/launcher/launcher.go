@@ -25,7 +25,7 @@ import (
 
 const (
 	// server is the file name of the shim server, in the directory of the launcher.
-	server = "cri-dockerd-shim"
+	server = "containerd-shim-cri-dockerd-server"
 	// socketDir is containerd's directory for the sockets of shims.
 	socketDir = "/run/containerd/s"
 	// connectTimeout bounds a connection to a running server. The kernel accepts it at once.

@@ -24,7 +24,7 @@ type Plan struct {
 	uid, gid uint32
 	groups   []uint32
 	flags    uintptr // of unshare(2)
-	netns    string  // path of the network namespace to join
+	netns    string  // path of the network namespace to join, "" for the node's
 	hostname string  // of a new UTS namespace, "" to keep it
 	sysctls  map[string]string
 	apparmor string
@@ -162,9 +162,10 @@ func isIPCSysctl(name string) bool {
 // setNamespaces sets the namespaces of the plan. netns replaces the path of the spec, unless it is
 // "".
 func (p *Plan) setNamespaces(s *specs.Spec, netns string) (reason string) {
+	createsNetNS := false // a spec without a network namespace shares the node's
 	for _, ns := range s.Linux.Namespaces {
 		if ns.Type == specs.NetworkNamespace {
-			p.netns = ns.Path
+			p.netns, createsNetNS = ns.Path, ns.Path == ""
 			continue
 		}
 
@@ -179,14 +180,14 @@ func (p *Plan) setNamespaces(s *specs.Spec, netns string) (reason string) {
 	}
 
 	if netns != "" {
-		p.netns = netns
+		p.netns, createsNetNS = netns, false
 	}
 
 	hasSysctls := len(p.sysctls) > 0
 	switch {
 	case p.flags&unix.CLONE_NEWNS == 0:
 		return "the pause has no mount namespace"
-	case p.netns == "":
+	case createsNetNS:
 		return "the engine creates the network namespace"
 	case hasSysctls && p.flags&unix.CLONE_NEWIPC == 0:
 		return "the sysctls would change the node"

@@ -42,13 +42,15 @@ func TestNewPlan(t *testing.T) {
 
 	host := newBundle() // shares the node's namespaces
 	host.Want.Sandbox.NetNS = ""
-	host.Spec.Linux.Namespaces = []specs.LinuxNamespace{
-		{Type: specs.MountNamespace},
-		{Type: specs.NetworkNamespace, Path: "/run/docker/netns/default"},
-	}
-	p, reason = NewPlan(host)
-	if reason != "" || p.netns != "/run/docker/netns/default" || p.hostname != "" || p.flags != unix.CLONE_NEWNS {
-		t.Errorf("plan %+v, reason %q", p, reason)
+	for path, namespaces := range map[string][]specs.LinuxNamespace{
+		"":                          {{Type: specs.MountNamespace}},
+		"/run/docker/netns/default": {{Type: specs.MountNamespace}, host.Spec.Linux.Namespaces[4]},
+	} {
+		host.Spec.Linux.Namespaces = namespaces
+		p, reason = NewPlan(host)
+		if reason != "" || p.netns != path || p.hostname != "" || p.flags != unix.CLONE_NEWNS {
+			t.Errorf("plan %+v, reason %q", p, reason)
+		}
 	}
 }
 

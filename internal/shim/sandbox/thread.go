@@ -68,6 +68,10 @@ func wrap(err error, format string, args ...any) error {
 }
 
 func (p *Plan) joinNetNS() error {
+	if p.netns == "" {
+		return nil
+	}
+
 	fd, err := unix.Open(p.netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return wrap(err, "open network namespace %s", p.netns)

@@ -1,4 +1,5 @@
-// Command cri-dockerd-shim is the shim server of a pod. containerd-shim-cri-dockerd-v1 starts it.
+// Command containerd-shim-cri-dockerd-server is the shim server of a pod.
+// containerd-shim-cri-dockerd-v1 starts it.
 package main
 
 import (
