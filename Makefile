@@ -7,8 +7,9 @@ BIN ?= bin/cri-dockerd
 PREFIX ?= /usr/local
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
-build: ## the static binary, bin/cri-dockerd
+build: ## the static binaries: bin/cri-dockerd, and the containerd shim beside it
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)' -o $(BIN) ./cmd/cri-dockerd
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(dir $(BIN)) ./cmd/containerd-shim-cri-dockerd-v1 ./cmd/containerd-shim-cri-dockerd-server
 demo: ## engine, daemon, a pod through it, its page
 	hack/install-deps.sh
 	$(MAKE) build
@@ -45,6 +46,7 @@ bench-stats: deps ; $(GO) run ./test/bench stats ## figures of containers beside
 bench-heartbeat: deps ; $(GO) run ./test/bench heartbeat ## CPU of the heartbeat and of the check for missed events, daemon and engine
 bench-streams: deps ; $(GO) run ./test/bench streams ## exec and port-forward beside the engine's own exec
 bench-starts: deps ; $(GO) run ./test/bench starts ## create and start of containers in parallel beside the engine's own
+bench-shim: engines ; $(GO) run ./test/bench shim ## pods under the containerd shim beside those of the engine's runtime, ENGINE=26.1 or 29
 bench-logs: deps ## container logs beside Docker's json-file
 	$(GO) run ./test/bench logs
 chaos-net: engines ; $(GO) test -count=1 -v -timeout 20h ./test/conformance -run TestChaosNet -chaos-rounds 100 -chaos-pods 50 ## kill the daemon under 50 pods, 100 times; what is left
@@ -55,7 +57,7 @@ load: engines ; $(GO) run ./test/bench load -pods $(or $(PODS),250) ## PODS (250
 hang: engines ; $(GO) test -count=1 -v -timeout 30m ./test/conformance -run 'TestHanging|TestForwardsToAnUnacceptingPort' -strict ## the times of other objects while one hangs; a quiet machine
 limits: engines ## 110 pods on both engines while root's pipe pages and inotify instances are used up
 	$(GO) test -count=1 -v -timeout 30m ./test/packages -run TestKernelLimits -limit-pods 110
-install: ## install the built program, units, man page and completions; PREFIX (/usr/local), DESTDIR, UNITDIR
+install: ## install the built programs, units, man page and completions; PREFIX (/usr/local), DESTDIR, UNITDIR
 	DESTDIR="$(DESTDIR)" UNITDIR="$(UNITDIR)" ./install.sh --program $(BIN) --prefix $(PREFIX)
 uninstall: ## remove the files of make install
 	DESTDIR="$(DESTDIR)" UNITDIR="$(UNITDIR)" ./install.sh --uninstall --prefix $(PREFIX)
@@ -75,4 +77,4 @@ deps:
 	hack/install-deps.sh test
 engines: deps
 	hack/docker29.sh && $(if $(filter 26.1 all,$(ENGINE)),hack/docker26.sh && )hack/kubernetes.sh kubelet && hack/cni-plugins.sh
-.PHONY: help vm install uninstall conformance-node repo chaos load hang bench-heartbeat bench-starts audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint style clean deps engines
+.PHONY: help vm install uninstall conformance-node repo chaos load hang bench-heartbeat bench-starts bench-shim audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint style clean deps engines

@@ -15,7 +15,8 @@ checked against SHA256SUMS of the release before anything is installed.
 
   --version VERSION  release to install, if RELEASE has more than one
   --prefix DIR       install below DIR (default /usr/local)
-  --program FILE     install a program built from this source tree (make install)
+  --program FILE     install a program built from this source tree, and the containerd shim if it is
+                     in the same directory (make install)
   --uninstall        remove the files of an installation below the prefix
 
 Environment:
@@ -25,6 +26,7 @@ Environment:
 END
 }
 
+shim="containerd-shim-cri-dockerd-v1 containerd-shim-cri-dockerd-server"
 units="cri-docker-log.socket cri-docker-log.service cri-docker.socket cri-docker.service"
 config=/etc/default/cri-docker
 
@@ -86,11 +88,14 @@ main() {
 	print_next_steps "$prefix"
 }
 
-# copy_source PROGRAM: collects a built program and the units of this source tree in $tmp/files.
+# copy_source PROGRAM: collects the built programs and the units of this source tree in $tmp/files.
 copy_source() {
-	local source
+	local source name
 	source=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 	cp "$1" "$tmp/files/cri-dockerd"
+	for name in $shim; do
+		[ ! -f "$(dirname "$1")/$name" ] || cp "$(dirname "$1")/$name" "$tmp/files"
+	done
 	cp "$source"/deploy/systemd/* "$source/deploy/package/default" "$tmp/files"
 }
 
@@ -112,13 +117,14 @@ get_release() {
 	fi
 	[[ $version =~ ^[A-Za-z0-9][A-Za-z0-9.+~-]*$ ]] || fail "$version is not a version"
 
-	for name in "$arch" units; do
+	for name in "$arch" "$arch.shim" units; do
 		archive=cri-dockerd-$version.$name.tgz
 		fetch "$release" "$archive"
 		verify "$release" "$archive"
 	done
 
 	unpack "cri-dockerd-$version.$arch.tgz" cri-dockerd
+	unpack "cri-dockerd-$version.$arch.shim.tgz" $shim
 	unpack "cri-dockerd-$version.units.tgz" $units default
 }
 
@@ -160,7 +166,7 @@ unpack() {
 
 # stage PREFIX: generates the remaining files, and writes lines "mode source destination" to $tmp/list.
 stage() {
-	local files=$tmp/files program=$tmp/files/cri-dockerd shell
+	local files=$tmp/files program=$tmp/files/cri-dockerd shell name
 	chmod 755 "$program"
 	"$program" man | gzip -9n >"$files/cri-dockerd.8.gz" || fail "run $program man: failed on this machine"
 	for shell in bash zsh fish; do
@@ -170,6 +176,9 @@ stage() {
 
 	{
 		echo "755 cri-dockerd $1/bin/cri-dockerd"
+		for name in $shim; do
+			[ ! -f "$files/$name" ] || echo "755 $name $1/bin/$name"
+		done
 		for unit in $units; do echo "644 $unit $UNITDIR/$unit"; done
 		echo "644 default $config"
 		echo "644 cri-dockerd.8.gz $1/share/man/man8/cri-dockerd.8.gz"

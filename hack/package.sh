@@ -37,7 +37,8 @@ for shell in bash zsh fish; do "$stages/native" completion $shell > "$stages/com
 "$stages/native" man | gzip -9n > "$stages/common/cri-dockerd.8.gz"
 
 # Licenses of the linked modules.
-go version -m "$stages/native" | awk '$1 == "dep" { print $2 "@" $3 }' | xargs go mod download -json |
+shim="containerd-shim-cri-dockerd-v1 containerd-shim-cri-dockerd-server"
+(cd "$stages" && go version -m native $shim) | awk '$1 == "dep" { print $2 "@" $3 }' | sort -u | xargs go mod download -json |
 	sed -n 's/^\t"Dir": "\(.*\)",$/\1/p' | sort | while read -r dir; do
 	for f in "$dir"/LICEN[SC]E* "$dir"/COPYING* "$dir"/NOTICE*; do
 		[ -f "$f" ] && printf '\n==== %s\n\n' "${f#"$(go env GOMODCACHE)/"}" && cat "$f"
@@ -69,12 +70,15 @@ for ARCH in ${ARCHES:-amd64 arm64}; do
 	GOARCH=$ARCH make -s build BIN="$stage/cri-dockerd" VERSION="$VERSION"
 	tool cyclonedx-gomod bin -json -noserial -notimestamp -std -version "v$VERSION" \
 		-output "$stage/sbom.cdx.json" "$stage/cri-dockerd" 2>/dev/null
+	tool cyclonedx-gomod bin -json -noserial -notimestamp -std -version "v$VERSION" \
+		-output "$stage/sbom-shim.cdx.json" "$stage/containerd-shim-cri-dockerd-server" 2>/dev/null
 	stamp "$stage"
 	for format in deb rpm; do
 		tool nfpm package --config "$stage/nfpm.yaml" --packager $format --target "$out" > "$stages/output" ||
 			{ cat "$stages/output" >&2; exit 1; }
 	done
 	archive "$ARCH" cri-dockerd > "$out/cri-dockerd-$VERSION.$ARCH.tgz"
+	archive "$ARCH" $shim > "$out/cri-dockerd-$VERSION.$ARCH.shim.tgz"
 	cp "$stage/sbom.cdx.json" "$out/cri-dockerd-$VERSION.$ARCH.sbom.cdx.json"
 done
 cd "$out"

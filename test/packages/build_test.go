@@ -22,6 +22,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"cri-dockerd/test/engines"
 )
 
 // Versions of the built packages. The second is an upgrade of the first.
@@ -117,6 +119,9 @@ var common = []string{
 	"-rw-r--r-- /usr/share/doc/cri-dockerd/sbom.cdx.json",
 	"-rw-r--r-- /usr/share/fish/vendor_completions.d/cri-dockerd.fish",
 	"-rw-r--r-- /usr/share/man/man8/cri-dockerd.8.gz",
+	"-rw-r--r-- /usr/share/doc/cri-dockerd/sbom-shim.cdx.json",
+	"-rwxr-xr-x /usr/bin/containerd-shim-cri-dockerd-server",
+	"-rwxr-xr-x /usr/bin/containerd-shim-cri-dockerd-v1",
 	"-rwxr-xr-x /usr/bin/cri-dockerd",
 }
 
@@ -272,9 +277,18 @@ func TestProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	for _, module := range linked(t, program) {
+	launcher, server := filepath.Join(root, "usr/bin", engines.ShimPrograms[0]),
+		filepath.Join(root, "usr/bin", engines.ShimPrograms[1])
+	for _, module := range append(linked(t, program), linked(t, server)...) {
 		if !bytes.Contains(licenses, []byte("==== "+module)) {
 			t.Errorf("licenses.gz lacks %s", module)
+		}
+	}
+
+	for shim, limit := range map[string]int64{launcher: 4 << 20, server: 15 << 20} {
+		checkStatic(t, shim)
+		if st, err := os.Stat(shim); err != nil || st.Size() > limit {
+			t.Errorf("size of %s: %v, %v", shim, st, err)
 		}
 	}
 }

@@ -61,15 +61,19 @@ func installed(prefix, units string) []string {
 		"-rw-r--r-- " + prefix + "/share/fish/vendor_completions.d/cri-dockerd.fish",
 		"-rw-r--r-- " + prefix + "/share/man/man8/cri-dockerd.8.gz",
 		"-rw-r--r-- " + prefix + "/share/zsh/site-functions/_cri-dockerd",
+		"-rwxr-xr-x " + prefix + "/bin/containerd-shim-cri-dockerd-server",
+		"-rwxr-xr-x " + prefix + "/bin/containerd-shim-cri-dockerd-v1",
 		"-rwxr-xr-x " + prefix + "/bin/cri-dockerd",
 	}
 }
 
-// program unpacks the packaged program.
+// program unpacks the packaged programs and returns the path of the daemon's.
 func program(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	run(t, "tar", "-xzf", onlyFile(t, packaged(t, first, runtime.GOARCH), "*."+runtime.GOARCH+".tgz"), "-C", dir)
+	for _, pattern := range []string{"*." + runtime.GOARCH + ".tgz", "*." + runtime.GOARCH + ".shim.tgz"} {
+		run(t, "tar", "-xzf", onlyFile(t, packaged(t, first, runtime.GOARCH), pattern), "-C", dir)
+	}
 	return filepath.Join(dir, "cri-dockerd/cri-dockerd")
 }
 
