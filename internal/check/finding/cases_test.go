@@ -247,6 +247,16 @@ func serviceCases() []broken {
 			f.Daemon.Conditions[3] = Condition{"PodNetworkNamespaces", false, "CreatedByEngine",
 				"the pause may not join"}
 		}},
+		{"no shim in the PATH of containerd", "containerd-shim", func(f *Facts) {
+			f.Flags.Containers = "auto"
+			f.Daemon.Conditions = append(f.Daemon.Conditions, Condition{"ContainerdShim", false, "CreatedByEngine",
+				"binary not installed"})
+		}},
+		{"no shim, but it is required", "containerd-shim", func(f *Facts) {
+			f.Flags.Containers = "shim"
+			f.Daemon.Conditions = append(f.Daemon.Conditions, Condition{"ContainerdShim", false, "CreatedByEngine",
+				"binary not installed"})
+		}},
 
 		{"loopback down", "streaming", func(f *Facts) {
 			f.Daemon.Streaming.Error, f.Daemon.Streaming.LoopbackDown = "network is unreachable", true

@@ -28,6 +28,7 @@ func daemonRules() []rule {
 			[]string{"engine", "daemon", "log-driver"}, checkContainerLogs,
 		},
 		{"pod-netns", "the daemon creates the network namespaces of pods", []string{"engine", "daemon"}, checkNetNS},
+		{"containerd-shim", "pods run under the containerd shim if requested", []string{"engine", "daemon"}, checkShim},
 		{"streaming", "the streaming server is reachable", []string{"daemon"}, checkStreaming},
 	}
 }
@@ -280,6 +281,23 @@ func checkNetNS(f *Facts) result {
 	}
 
 	return ok("created by the daemon")
+}
+
+// checkShim checks --containers. The daemon reports the condition only if the shim is wanted.
+func checkShim(f *Facts) result {
+	c, known := f.condition("ContainerdShim")
+	switch {
+	case !known:
+		return ok("not requested (--containers=engine)")
+	case c.Status:
+		return ok("new pods run under the shim")
+	case f.Flags.Containers == "shim":
+		return fail(shell.Advice("resolve the reason, or set --containers=auto (docs/flags.md#docker)"),
+			"no new pod can run: %s", c.Message)
+	}
+
+	return warn(shell.Advice("resolve the reason; to run pods without the shim, set --containers=engine "+
+		"(docs/flags.md#docker)"), "new pods run under Docker's default runtime: %s", c.Message)
 }
 
 func checkStreaming(f *Facts) result {

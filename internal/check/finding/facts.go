@@ -35,6 +35,7 @@ type Flags struct {
 	CNIBinDirs    []string
 	RunDirectory  string
 	PauseImage    string            // "" is the embedded one
+	Containers    string            // engine, shim or auto
 	ContainerLog  string            // auto, cri or json-file
 	Command       shell.Line        // starts the daemon with these flags, without systemd
 	Files         map[string]string // flag name: the unit's file with the flag

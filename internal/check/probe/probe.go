@@ -150,6 +150,7 @@ func flags(cfg *config.Config, found Adopted) finding.Flags {
 		CNIBinDirs:    cfg.CNIBinDirs,
 		RunDirectory:  cfg.RunDirectory,
 		PauseImage:    cfg.PauseImage,
+		Containers:    cfg.Containers,
 		ContainerLog:  cfg.ContainerLog,
 		Command:       found.Command,
 		Files:         found.Files,
