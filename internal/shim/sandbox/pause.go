@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/containerd/v2/pkg/sys/reaper"
 	"github.com/containerd/errdefs"
+	runc "github.com/containerd/go-runc"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -32,13 +33,15 @@ type Pause struct {
 	Stdio  Stdio
 	Pid    int
 
+	cgroup string // path of group
 	group  group
-	ended  chan struct{} // closed at the exit
 	signal func(unix.Signal) error
+	reaped chan struct{} // closed when exit is known
+	exit   Exit
+	ended  chan struct{} // closed when the pause is Stopped
 
 	mu     sync.Mutex
 	status Status
-	exit   Exit // of a stopped pause
 }
 
 // Stdio holds the paths of the FIFOs of a process, "" for none.
@@ -46,13 +49,13 @@ type Stdio struct{ Stdin, Stdout, Stderr string }
 
 // Exit is the end of a process.
 type Exit struct {
-	Code int // 128 and the number of a signal, as a shell's
-	At   time.Time
+	Code int       `json:"code"` // 128 and the number of a signal, as a shell's
+	At   time.Time `json:"at"`
 }
 
-// Start starts the pause. It calls exited once, on a goroutine of its own, after the process has
-// ended. A failed start leaves nothing behind.
-func Start(ctx context.Context, plan *Plan, dir string, io Stdio, exited func(*Pause)) (p *Pause, err error) {
+// Start starts the pause. The caller must call Finish on a goroutine of its own. A failed start
+// leaves nothing behind.
+func Start(plan *Plan, dir string, io Stdio) (p *Pause, err error) {
 	files, closeFiles, err := open(io)
 	if err != nil {
 		return nil, err
@@ -64,7 +67,13 @@ func Start(ctx context.Context, plan *Plan, dir string, io Stdio, exited func(*P
 		return nil, err
 	}
 
-	p = &Pause{Bundle: dir, Stdio: io, ended: make(chan struct{})}
+	p = &Pause{
+		Bundle: dir,
+		Stdio:  io,
+		cgroup: plan.cgroup,
+		reaped: make(chan struct{}),
+		ended:  make(chan struct{}),
+	}
 	if p.group, err = newGroup(plan.cgroup, plan.limits); err != nil {
 		return nil, errors.Join(err, removeGroup(plan.cgroup))
 	}
@@ -87,22 +96,39 @@ func Start(ctx context.Context, plan *Plan, dir string, io Stdio, exited func(*P
 	}
 
 	p.signal = func(s unix.Signal) error { return process.Signal(s) }
-	go func() {
-		for e := range exits {
-			if e.Pid == p.Pid {
-				reaper.Default.Unsubscribe(exits)
-				p.stop(Exit{e.Status, e.Timestamp})
-				exited(p)
-				return
-			}
-		}
-	}()
-
+	go p.awaitExit(exits)
 	if err := p.complete(plan); err != nil {
-		return nil, errors.Join(err, p.kill(ctx))
+		return nil, errors.Join(err, p.kill())
 	}
 
 	return p, nil
+}
+
+// awaitExit waits until the process is reaped.
+func (p *Pause) awaitExit(exits chan runc.Exit) {
+	for e := range exits {
+		if e.Pid == p.Pid {
+			p.exit = Exit{e.Status, e.Timestamp}
+			close(p.reaped)
+			reaper.Default.Unsubscribe(exits)
+			return
+		}
+	}
+}
+
+// Finish waits for the end of the process, records it in the bundle, calls publish, and marks the
+// pause as Stopped. So the event of the exit precedes that of a deletion.
+func (p *Pause) Finish(publish func(Exit)) error {
+	<-p.reaped
+	err := writeState(p.Bundle, state{Pid: p.Pid, Cgroup: p.cgroup, Exit: &p.exit})
+	publish(p.exit)
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.status = Stopped
+	close(p.ended)
+
+	return err
 }
 
 // complete gives the running process what it cannot inherit.
@@ -162,17 +188,13 @@ func open(io Stdio) (fds [3]uintptr, closeAll func(), err error) {
 	return fds, closeAll, nil
 }
 
-func (p *Pause) stop(e Exit) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.status, p.exit = Stopped, e
-	close(p.ended)
-}
-
 // State returns the status, and the exit of a stopped pause.
 func (p *Pause) State() (Status, Exit) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.status != Stopped {
+		return p.status, Exit{}
+	}
 	return p.status, p.exit
 }
 
@@ -196,7 +218,10 @@ func (p *Pause) Freeze() error {
 	if err := p.change(Running, Paused); err != nil {
 		return err
 	}
-	return p.group.freeze()
+	if err := p.group.freeze(); err != nil {
+		return errors.Join(err, p.change(Paused, Running))
+	}
+	return nil
 }
 
 // Thaw continues the pause after Freeze.
@@ -220,25 +245,24 @@ func (p *Pause) Signal(s unix.Signal) error {
 func (p *Pause) Wait(ctx context.Context) (Exit, error) {
 	select {
 	case <-p.ended:
-		_, e := p.State()
-		return e, nil
+		return p.exit, nil
 	case <-ctx.Done():
 		return Exit{}, ctx.Err()
 	}
 }
 
-// kill ends the pause and waits for it.
-func (p *Pause) kill(ctx context.Context) error {
+// kill ends the pause of a failed start and waits for it.
+func (p *Pause) kill() error {
 	if err := p.Signal(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
 
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
-	defer cancel()
-
-	_, err := p.Wait(ctx)
-
-	return err
+	select {
+	case <-p.reaped:
+		return nil
+	case <-time.After(killTimeout):
+		return fmt.Errorf("pause %d does not end within %v", p.Pid, killTimeout)
+	}
 }
 
 // Update changes the limits of the pause.

@@ -1,10 +1,12 @@
 package sandbox
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -142,6 +144,26 @@ func TestStateKill(t *testing.T) {
 
 	if err := s.kill(t.Context()); err != nil {
 		t.Errorf("kill of an ended process: %v", err)
+	}
+}
+
+// TestCleanKeepsTheExit checks that Clean reports the recorded exit of an ended pause, and kills
+// nothing.
+func TestCleanKeepsTheExit(t *testing.T) {
+	want := Exit{7, time.Unix(1, 0).UTC()}
+	dir := t.TempDir()
+	cgroup := "/cri-dockerd-test-missing"
+	if err := writeState(dir, state{Pid: os.Getpid(), Cgroup: cgroup, Exit: &want}); err != nil {
+		t.Fatal(err)
+	}
+
+	pid, got, err := Clean(t.Context(), dir)
+	if err != nil || pid != os.Getpid() || got != want {
+		t.Errorf("Clean = %d, %v, %v; want %v", pid, got, err, want)
+	}
+
+	if _, _, err := Clean(t.Context(), t.TempDir()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("Clean without a pause: %v, want os.ErrNotExist", err)
 	}
 }
 

@@ -29,6 +29,7 @@ type state struct {
 	Pid     int    `json:"pid"`
 	Start   string `json:"start"` // start time in the kernel's form: a PID may get another process
 	Cgroup  string `json:"cgroup"`
+	Exit    *Exit  `json:"exit,omitempty"` // of an ended pause
 }
 
 // writeState writes the state file. It replaces an earlier one as a whole.
@@ -91,18 +92,22 @@ func startTime(pid int) (string, error) {
 const killTimeout = 10 * time.Second
 
 // Clean kills the pause of a bundle after the end of its server, and removes its control group. It
-// returns the PID. The error is os.ErrNotExist if no pause was started in this bundle.
-func Clean(ctx context.Context, dir string) (pid int, err error) {
+// returns the PID and the exit, as recorded by the server or as a kill. The error is os.ErrNotExist
+// if no pause was started in this bundle.
+func Clean(ctx context.Context, dir string) (pid int, exit Exit, err error) {
 	s, err := readState(dir)
 	if err != nil {
-		return 0, err
+		return 0, exit, err
 	}
 
-	if err := s.kill(ctx); err != nil {
-		return s.Pid, fmt.Errorf("kill pause %d: %w", s.Pid, err)
+	if s.Exit == nil {
+		if err := s.kill(ctx); err != nil {
+			return s.Pid, exit, fmt.Errorf("kill pause %d: %w", s.Pid, err)
+		}
+		s.Exit = &Exit{128 + int(unix.SIGKILL), time.Now()}
 	}
 
-	return s.Pid, removeGroup(s.Cgroup)
+	return s.Pid, *s.Exit, removeGroup(s.Cgroup)
 }
 
 // kill kills the process of the state file and waits for its end.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2/manager"
@@ -19,7 +18,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
-	"golang.org/x/sys/unix"
 
 	"cri-dockerd/internal/shim/annotation"
 	"cri-dockerd/internal/shim/sandbox"
@@ -80,10 +78,10 @@ func (a actions) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 		return shim.StopStatus{}, err
 	}
 
-	pid, err := sandbox.Clean(ctx, filepath.Join(filepath.Dir(dir), id))
+	pid, exit, err := sandbox.Clean(ctx, filepath.Join(filepath.Dir(dir), id))
 	if errors.Is(err, os.ErrNotExist) {
 		return a.Shim.Stop(ctx, id)
 	}
 
-	return shim.StopStatus{Pid: pid, ExitStatus: 128 + int(unix.SIGKILL), ExitedAt: time.Now()}, err
+	return shim.StopStatus{Pid: pid, ExitStatus: exit.Code, ExitedAt: exit.At}, err
 }

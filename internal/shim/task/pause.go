@@ -54,20 +54,7 @@ func (s *Service) createPause(
 	ctx context.Context, r *api.CreateTaskRequest, plan *sandbox.Plan,
 ) (*api.CreateTaskResponse, error) {
 	io := sandbox.Stdio{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr}
-	created := make(chan struct{}) // its event must be the first
-	defer close(created)
-
-	p, err := sandbox.Start(ctx, plan, r.Bundle, io, func(p *sandbox.Pause) {
-		<-created
-		_, exit := p.State()
-		s.events.send(&eventtypes.TaskExit{
-			ContainerID: r.ID,
-			ID:          r.ID,
-			Pid:         uint32(p.Pid),
-			ExitStatus:  uint32(exit.Code),
-			ExitedAt:    timestamppb.New(exit.At),
-		})
-	})
+	p, err := sandbox.Start(plan, r.Bundle, io)
 	if err != nil {
 		return nil, errgrpc.ToGRPC(fmt.Errorf("start the pause: %w", err))
 	}
@@ -82,7 +69,23 @@ func (s *Service) createPause(
 		Pid:         uint32(p.Pid),
 	})
 
+	go func() {
+		if err := p.Finish(func(e sandbox.Exit) { s.publishExit(r.ID, p.Pid, e) }); err != nil {
+			log.G(ctx).WithError(err).WithField("id", r.ID).Error("record the exit of the pause")
+		}
+	}()
+
 	return &api.CreateTaskResponse{Pid: uint32(p.Pid)}, nil
+}
+
+func (s *Service) publishExit(id string, pid int, e sandbox.Exit) {
+	s.events.send(&eventtypes.TaskExit{
+		ContainerID: id,
+		ID:          id,
+		Pid:         uint32(pid),
+		ExitStatus:  uint32(e.Code),
+		ExitedAt:    timestamppb.New(e.At),
+	})
 }
 
 // Start starts a container or a process of an exec.
