@@ -102,7 +102,9 @@ var allowedImports = map[string][]string{
 	"internal/shim/launcher":   {"internal/shim/annotation"},
 	"internal/shim/bundle":     {"internal/shim/annotation"},
 	"internal/shim/sandbox":    {"internal/shim/bundle"},
-	"internal/shim/task":       {"internal/shim/bundle", "internal/shim/sandbox"},
+	"internal/shim/task": {
+		"internal/shim/bundle", "internal/shim/launcher", "internal/shim/sandbox",
+	},
 	"internal/shim/server": {
 		"internal/shim/annotation", "internal/shim/sandbox", "internal/shim/task",
 	},

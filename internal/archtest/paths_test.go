@@ -56,6 +56,7 @@ var pathOpeners = map[string]string{
 	"internal/shim/sandbox/cgroup.go":     "kernel files; page sizes are checked",
 	"internal/shim/sandbox/pause.go":      "/proc and numbers; FIFOs of containerd",
 	"internal/shim/sandbox/state.go":      "the bundle, owned by root; /proc and numbers",
+	"internal/shim/task/service.go":       "the bundle, owned by root; the name is a constant",
 	"internal/shim/sandbox/thread.go":     "/proc and checked names of sysctls",
 	"internal/stream/tls.go":              "checks the age of the operator's certificate",
 	"internal/takeover/survey.go":         "reads the target of a log's link",

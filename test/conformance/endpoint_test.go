@@ -110,20 +110,61 @@ const nodeNetwork = `{"cniVersion": "1.0.0", "name": "test", "plugins": [
 func TestEndpointOfANode(t *testing.T) {
 	t.Parallel()
 	skipAtEndpoint(t)
+	runInNode(t, nodes.StartWithDaemon(t, nodes.Config{
+		Driver: "systemd",
+		Files:  map[string]string{"/etc/cni/net.d/10-test.conflist": nodeNetwork},
+	}), *nodeTests)
+}
+
+// TestShimOfANode runs tests on a node with the package, the systemd cgroup driver and pods under
+// the containerd shim.
+func TestShimOfANode(t *testing.T) {
+	t.Parallel()
+	skipAtEndpoint(t)
+	n := nodes.StartWithDaemon(t, nodes.Config{
+		Engine: engines.V29,
+		Driver: "systemd",
+		Files:  map[string]string{"/etc/cni/net.d/10-test.conflist": nodeNetwork},
+	})
+	n.Run(t, "sh", "-c", "echo CRI_DOCKERD_OPTS=--containers=shim > /etc/default/cri-docker")
+	n.Run(t, "systemctl", "restart", "cri-docker")
+	runInNode(t, n, "^(TestPodLifecycle|TestContainerLifecycle|TestProcess|TestUser|TestExecSync|TestPidTarget|"+
+		"TestResources|TestCgroupParent|TestOOM.*|TestShimIsUsed)$")
+}
+
+// TestShimIsUsed checks that pods run under the shim exactly if Status has its condition. It also
+// runs on the runtime at -endpoint.
+func TestShimIsUsed(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		s, err := n.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		wants := slices.ContainsFunc(s.GetStatus().GetConditions(), func(c *runtimeapi.RuntimeCondition) bool {
+			return c.Type == "ContainerdShim" && c.Status
+		})
+		if got := n.usesShim(t, pod); got != wants {
+			t.Errorf("pod under the shim: %v, condition ContainerdShim: %v", got, wants)
+		}
+	})
+}
+
+// runInNode runs tests of this suite on the socket of a node.
+func runInNode(t *testing.T, n *nodes.Node, tests string) {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 
-	n := nodes.StartWithDaemon(t, nodes.Config{
-		Driver: "systemd",
-		Files:  map[string]string{"/etc/cni/net.d/10-test.conflist": nodeNetwork},
-	})
 	n.Copy(t, self, "/tmp/conformance.test")
 	// One test at a time: while other slices come and go, systemd on cgroup v1 may remove the
 	// groups that runc is creating in a slice.
 	out, err := n.Try("/tmp/conformance.test", "-test.v", "-test.timeout=3h", "-test.parallel=1",
-		"-endpoint="+nodes.Endpoint, "-test.run="+*nodeTests)
+		"-endpoint="+nodes.Endpoint, "-test.run="+tests)
 	t.Log(out)
 	if err != nil {
 		t.Error(err)

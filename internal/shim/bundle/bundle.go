@@ -268,26 +268,39 @@ func editResources(r object, want annotation.Container) error {
 	})
 }
 
-// Exec returns the process of an exec with the groups and capabilities of the container, if it runs
-// as the container's own user. Docker derives them from the image and the request alone.
-func (b *Bundle) Exec(process []byte) ([]byte, error) {
-	want := annotation.Container{StrictGroups: b.Want.StrictGroups, Ambient: b.Want.Ambient}
-	if want.IsZero() || b.Spec.Process == nil {
-		return process, nil
-	}
+// Exec holds the properties of a container for its execs.
+type Exec struct {
+	want annotation.Container
+	user specs.User // of the container
+}
 
+// Exec returns the properties of the container for its execs. Unlike the bundle it is small.
+func (b *Bundle) Exec() Exec {
+	x := Exec{want: annotation.Container{StrictGroups: b.Want.StrictGroups, Ambient: b.Want.Ambient}}
+	if b.Spec.Process != nil {
+		x.user = b.Spec.Process.User
+	}
+	return x
+}
+
+// IsZero reports whether Edit changes nothing.
+func (x Exec) IsZero() bool { return x.want.IsZero() }
+
+// Edit returns the process of an exec with the groups and capabilities of the container, if it runs
+// as the container's own user. Docker derives them from the image and the request alone.
+func (x Exec) Edit(process []byte) ([]byte, error) {
 	p := object{}
-	var x specs.Process
-	if err := errors.Join(json.Unmarshal(process, &p), json.Unmarshal(process, &x)); err != nil {
+	var spec specs.Process
+	if err := errors.Join(json.Unmarshal(process, &p), json.Unmarshal(process, &spec)); err != nil {
 		return nil, fmt.Errorf("process of an exec: %w", err)
 	}
 
-	own := b.Spec.Process.User
-	if x.User.UID != own.UID || x.User.GID != own.GID {
+	if x.IsZero() || spec.User.UID != x.user.UID || spec.User.GID != x.user.GID {
 		return process, nil
 	}
 
-	if x.Capabilities == nil { // none, as with Docker's --cap-drop ALL
+	want := x.want
+	if spec.Capabilities == nil { // none, as with Docker's --cap-drop ALL
 		want.Ambient = nil
 	}
 

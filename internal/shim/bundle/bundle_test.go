@@ -155,7 +155,7 @@ func TestExec(t *testing.T) {
 		"no capabilities": {`{"user":{"uid":1000,"gid":1000},"new":1}`, `"additionalGids":[1000,9]`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := b.Exec([]byte(c.in))
+			got, err := b.Exec().Edit([]byte(c.in))
 			if err != nil {
 				t.Fatal(err)
 			}

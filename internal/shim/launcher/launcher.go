@@ -23,6 +23,10 @@ import (
 	"cri-dockerd/internal/shim/annotation"
 )
 
+// DeletedFile is a file in the bundle of a deleted container: the response to the action "delete",
+// in containerd's form.
+const DeletedFile = "deleted"
+
 const (
 	// server is the file name of the shim server, in the directory of the launcher.
 	server = "containerd-shim-cri-dockerd-server"
@@ -32,6 +36,8 @@ const (
 	connectTimeout = 5 * time.Second
 	// maxSpec is the maximum size of config.json in bytes.
 	maxSpec = 16 << 20
+	// maxResponse is the maximum size of DeletedFile in bytes.
+	maxResponse = 4096
 	// maxGroup bounds the name of a group in bytes.
 	maxGroup = 4096
 )
@@ -46,12 +52,19 @@ type call struct {
 }
 
 // Run runs the launcher with its arguments, without the program's name. It writes the result for
-// containerd to stdout. The working directory is the bundle. Actions other than "start" run in the
-// server's program.
+// containerd to stdout. The working directory is the bundle. All actions but "start", and "delete"
+// of a deleted container, run in the server's program.
 func Run(args []string, stdout io.Writer) error {
 	c, err := parse(args)
 	if err != nil {
 		return err
+	}
+
+	if c.action == "delete" {
+		if text, ok := readDeleted(DeletedFile); ok {
+			_, err := stdout.Write(text)
+			return err
+		}
 	}
 
 	program, err := serverProgram()
@@ -99,6 +112,20 @@ func parse(args []string) (call, error) {
 	}
 
 	return c, nil
+}
+
+// readDeleted returns the response for a container that its server has deleted. For all others the
+// server's program cleans up.
+func readDeleted(file string) (text []byte, ok bool) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, false
+	}
+	defer f.Close()
+
+	text, err = io.ReadAll(io.LimitReader(f, maxResponse+1))
+
+	return text, err == nil && len(text) > 0 && len(text) <= maxResponse
 }
 
 // serverProgram returns the path of the server's program.

@@ -31,6 +31,34 @@ func TestReadGroup(t *testing.T) {
 	}
 }
 
+// TestDeleteOfADeletedContainer checks that the launcher repeats the server's response, and leaves
+// everything else to the server's program.
+func TestDeleteOfADeletedContainer(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if _, ok := readDeleted(DeletedFile); ok {
+		t.Error("a response without a file")
+	}
+
+	for name, text := range map[string]string{"empty": "", "too long": strings.Repeat("x", maxResponse+1)} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, ok := readDeleted(name); ok {
+			t.Errorf("response of a file that is %s: %q", name, got)
+		}
+	}
+
+	if err := os.WriteFile(DeletedFile, []byte("response"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	var out strings.Builder
+	err := Run([]string{"-namespace", "moby", "-id", "a", "delete"}, &out)
+	if err != nil || out.String() != "response" {
+		t.Errorf("delete wrote %q, %v", out.String(), err)
+	}
+}
+
 // TestParse passes the arguments of containerd 1.7 and 2.x.
 func TestParse(t *testing.T) {
 	c, err := parse([]string{"-namespace", "moby", "-address", "/run/c.sock", "-publish-binary", "/usr/bin/containerd",

@@ -132,6 +132,8 @@ func (s *Service) deletePause(
 		ExitedAt:    resp.ExitedAt,
 	})
 
+	recordDeletion(ctx, p.Bundle, resp)
+
 	return resp, s.events.flush(ctx) // the server may end next
 }
 

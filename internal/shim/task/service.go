@@ -6,6 +6,7 @@ package task
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"sync"
 
 	api "github.com/containerd/containerd/api/runtime/task/v3"
@@ -14,10 +15,12 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"cri-dockerd/internal/shim/bundle"
+	"cri-dockerd/internal/shim/launcher"
 	"cri-dockerd/internal/shim/sandbox"
 )
 
@@ -26,9 +29,15 @@ type Service struct {
 	api.TTRPCTaskService // of runc
 	events               *events
 
-	mu      sync.Mutex
-	pauses  map[string]*sandbox.Pause // by container ID
-	bundles map[string]*bundle.Bundle // of runc's containers with an annotation, by container ID
+	mu         sync.Mutex
+	pauses     map[string]*sandbox.Pause // by container ID
+	containers map[string]container      // of runc, by container ID
+}
+
+// container is a container of runc.
+type container struct {
+	bundle string // its directory
+	exec   bundle.Exec
 }
 
 // New returns a service in front of runc's. publisher receives the events of pauses until ctx ends.
@@ -37,7 +46,7 @@ func New(ctx context.Context, runc api.TTRPCTaskService, publisher shim.Publishe
 		TTRPCTaskService: runc,
 		events:           newEvents(publisher),
 		pauses:           map[string]*sandbox.Pause{},
-		bundles:          map[string]*bundle.Bundle{},
+		containers:       map[string]container{},
 	}
 
 	go s.events.run(ctx)
@@ -89,11 +98,9 @@ func (s *Service) createRunc(
 		r.Options = &anypb.Any{TypeUrl: o.GetTypeUrl(), Value: o.GetValue()}
 	}
 
-	if !b.Want.IsZero() {
-		s.mu.Lock()
-		s.bundles[r.ID] = b
-		s.mu.Unlock()
-	}
+	s.mu.Lock()
+	s.containers[r.ID] = container{r.Bundle, b.Exec()}
+	s.mu.Unlock()
 
 	resp, err := s.TTRPCTaskService.Create(ctx, r)
 	if err != nil {
@@ -106,7 +113,7 @@ func (s *Service) createRunc(
 func (s *Service) forget(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.bundles, id)
+	delete(s.containers, id)
 	delete(s.pauses, id)
 }
 
@@ -117,10 +124,10 @@ func (s *Service) Exec(ctx context.Context, r *api.ExecProcessRequest) (*emptypb
 	}
 
 	s.mu.Lock()
-	b := s.bundles[r.ID]
+	x := s.containers[r.ID].exec
 	s.mu.Unlock()
-	if b != nil && r.Spec != nil {
-		process, err := b.Exec(r.Spec.Value)
+	if !x.IsZero() && r.Spec != nil {
+		process, err := x.Edit(r.Spec.Value)
 		if err != nil {
 			return nil, errgrpc.ToGRPC(err)
 		}
@@ -136,12 +143,30 @@ func (s *Service) Delete(ctx context.Context, r *api.DeleteRequest) (*api.Delete
 		return s.deletePause(ctx, r, p)
 	}
 
+	s.mu.Lock()
+	dir := s.containers[r.ID].bundle
+	s.mu.Unlock()
 	resp, err := s.TTRPCTaskService.Delete(ctx, r)
 	if err == nil && r.ExecID == "" {
 		s.forget(r.ID)
+		recordDeletion(ctx, dir, resp)
 	}
 
 	return resp, err
+}
+
+// recordDeletion writes the response to a deletion into the bundle. containerd runs the action
+// "delete" after each deletion, and the launcher answers it from this file. Without it the launcher
+// starts this program and runc once more.
+func recordDeletion(ctx context.Context, dir string, resp *api.DeleteResponse) {
+	text, err := proto.Marshal(resp)
+	if err == nil && dir != "" {
+		err = os.WriteFile(filepath.Join(dir, launcher.DeletedFile), text, 0o600)
+	}
+
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("record the deletion")
+	}
 }
 
 // Connect returns the PIDs of the server and of a container.
