@@ -109,6 +109,7 @@ func shimSandbox(c *Create, cfg *runtimeapi.PodSandboxConfig, o SandboxOptions, 
 	if join {
 		want.Sandbox = &annotation.Sandbox{NetNS: o.NetNS}
 		c.Host.NetworkMode = "host"
+		c.Host.Privileged = false // privileges of a pod are for its containers
 		c.Host.CapDrop = []string{"ALL"}
 		c.Host.Sysctls = withoutNetSysctls(c.Host.Sysctls)
 	}
