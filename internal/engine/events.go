@@ -37,8 +37,10 @@ const (
 type Event struct {
 	// Missed reports lost events: the receiver must read all objects again. The other fields are
 	// not set.
-	Missed   bool
-	Image    bool // an image changed, not a container
+	Missed bool
+	Image  bool // an image changed, not a container
+	// ImageRef is the name or ID of an image that was added or got a name, otherwise "".
+	ImageRef string
 	ID       model.ContainerID
 	Kind     EventKind
 	At       time.Time // by the engine's clock
@@ -169,7 +171,11 @@ func (e *Engine) follow(body io.Reader, changed func(Event)) error {
 func (e *Engine) notify(m events.Message, changed func(Event)) {
 	switch m.Type {
 	case events.ImageEventType:
-		changed(Event{Image: true, At: time.Unix(0, m.TimeNano)})
+		e := Event{Image: true, At: time.Unix(0, m.TimeNano)}
+		if m.Action != events.ActionDelete && m.Action != events.ActionUnTag && m.Action != events.ActionPrune {
+			e.ImageRef = m.Actor.ID
+		}
+		changed(e)
 
 	case events.ContainerEventType:
 		if !isRelevant(m) {

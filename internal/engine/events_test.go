@@ -42,6 +42,29 @@ func TestRead(t *testing.T) {
 	}
 }
 
+// TestImageEvents: events of added and named images have a reference to read, the others have none.
+func TestImageEvents(t *testing.T) {
+	for action, want := range map[events.Action]string{
+		events.ActionImport: "app:1",
+		events.ActionPull:   "app:1",
+		events.ActionTag:    "app:1",
+		events.ActionLoad:   "app:1",
+		events.ActionUnTag:  "",
+		events.ActionDelete: "",
+		events.ActionPrune:  "",
+	} {
+		var got Event
+		(&Engine{}).notify(events.Message{
+			Type:   events.ImageEventType,
+			Action: action,
+			Actor:  events.Actor{ID: "app:1"},
+		}, func(e Event) { got = e })
+		if !got.Image || got.ImageRef != want {
+			t.Errorf("%s: %+v, want reference %q", action, got, want)
+		}
+	}
+}
+
 // TestIsRelevant checks that events without any effect on an inspect are ignored.
 func TestIsRelevant(t *testing.T) {
 	signal := func(s string) map[string]string { return map[string]string{"signal": s} }

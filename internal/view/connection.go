@@ -84,6 +84,7 @@ func (v *View) follow(ctx context.Context) error {
 	g.Go(func() error { return v.heartbeat(ctx) })
 	g.Go(func() error { return v.checkEvents(ctx) })
 	g.Go(func() error { return v.readPendingImages(ctx) })
+	g.Go(func() error { return v.readPendingRefs(ctx) })
 	for range workers {
 		g.Go(func() error { return v.readPending(ctx, g) })
 	}

@@ -23,6 +23,9 @@ func (v *View) observe(e engine.Event) {
 	}
 
 	if e.Image {
+		if e.ImageRef != "" {
+			v.pendingRefs.add(e.ImageRef, settleTime)
+		}
 		v.pendingImages.add(allImages, settleTime)
 		return
 	}

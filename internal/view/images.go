@@ -13,7 +13,7 @@ import (
 )
 
 // allImages is the only element of View.pendingImages.
-const allImages = model.ContainerID("")
+const allImages = "all"
 
 const (
 	// imagesTimeout bounds the list of images in a full read: the view becomes ready without it.
@@ -141,6 +141,23 @@ func (v *View) readPendingImages(ctx context.Context) error {
 		if err != nil && (ctx.Err() != nil || errdefs.IsUnavailable(err)) {
 			return err
 		}
+	}
+}
+
+// readPendingRefs reads single images after events. A list of all images takes seconds on a busy
+// node, and until its end a name could mean the image of before a build.
+func (v *View) readPendingRefs(ctx context.Context) error {
+	for {
+		ref, err := v.pendingRefs.next(ctx)
+		if err != nil {
+			return err
+		}
+
+		readCtx, cancel := context.WithTimeout(ctx, imagesTimeout)
+		if _, err := v.RefreshImage(readCtx, ref); err != nil { // the list of all images has the result
+			v.log.Debug("cannot read the image of an event", "image", ref, "err", err)
+		}
+		cancel()
 	}
 }
 

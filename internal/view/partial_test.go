@@ -407,6 +407,29 @@ func TestSilentStream(t *testing.T) {
 	})
 }
 
+// TestImageOfAnEvent: an image that was built or pulled by others has its name at once, while the
+// list of all images hangs. A removal reads no single image.
+func TestImageOfAnEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPartial("one")
+		p.stuck["images"] = true
+		v := p.follow(t)
+		time.Sleep(2 * imagesTimeout)
+
+		p.set(func() { go p.changed(engine.Event{Image: true}) })
+		time.Sleep(time.Second)
+		if i, err := v.Image("app:1"); !errdefs.IsNotFound(err) {
+			t.Errorf("before the event: %v, %v", i, err)
+		}
+
+		p.set(func() { go p.changed(engine.Event{Image: true, ImageRef: "sha256:2"}) })
+		time.Sleep(time.Second)
+		if i, err := v.Image("app:1"); err != nil || i.ID != "sha256:2" {
+			t.Errorf("after the event: %v, %v", i, err)
+		}
+	})
+}
+
 // TestReadyImpliesWorkers fails each part of the view in turn. Afterwards the view is down, or all
 // parts work.
 func TestReadyImpliesWorkers(t *testing.T) {

@@ -4,24 +4,22 @@ import (
 	"context"
 	"sync"
 	"time"
-
-	"cri-dockerd/internal/model"
 )
 
-// queue holds containers to be read, each with its due time. It never holds a container twice, and
-// adding never blocks.
-type queue struct {
+// queue holds objects to be read, each with its due time. It never holds an object twice, and adding
+// never blocks.
+type queue[K ~string] struct {
 	wake chan struct{} // one element when something may be due
 	mu   sync.Mutex    // guards due
-	due  map[model.ContainerID]time.Time
+	due  map[K]time.Time
 }
 
-func newQueue() *queue {
-	return &queue{wake: make(chan struct{}, 1), due: map[model.ContainerID]time.Time{}}
+func newQueue[K ~string]() *queue[K] {
+	return &queue[K]{wake: make(chan struct{}, 1), due: map[K]time.Time{}}
 }
 
-// add makes a container due after a delay, or earlier if it was due earlier.
-func (q *queue) add(id model.ContainerID, delay time.Duration) {
+// add makes an object due after a delay, or earlier if it was due earlier.
+func (q *queue[K]) add(id K, delay time.Duration) {
 	due := time.Now().Add(delay)
 	q.mu.Lock()
 	if earlier, ok := q.due[id]; !ok || due.Before(earlier) {
@@ -31,21 +29,21 @@ func (q *queue) add(id model.ContainerID, delay time.Duration) {
 	q.signal()
 }
 
-func (q *queue) signal() {
+func (q *queue[K]) signal() {
 	select {
 	case q.wake <- struct{}{}:
 	default:
 	}
 }
 
-func (q *queue) remove(id model.ContainerID) {
+func (q *queue[K]) remove(id K) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	delete(q.due, id)
 }
 
-// next waits until a container is due, and removes it from the queue. It fails with ctx's error.
-func (q *queue) next(ctx context.Context) (id model.ContainerID, err error) {
+// next waits until an object is due, and removes it from the queue. It fails with ctx's error.
+func (q *queue[K]) next(ctx context.Context) (id K, err error) {
 	for {
 		id, wait, ok := q.take()
 		if ok {
@@ -64,9 +62,9 @@ func (q *queue) next(ctx context.Context) (id model.ContainerID, err error) {
 	}
 }
 
-// take removes the container that has been due for longest, or returns the time until one is due.
+// take removes the object that has been due for longest, or returns the time until one is due.
 // It wakes another reader while the queue is not empty.
-func (q *queue) take() (first model.ContainerID, wait time.Duration, ok bool) {
+func (q *queue[K]) take() (first K, wait time.Duration, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 

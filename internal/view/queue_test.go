@@ -12,7 +12,7 @@ import (
 
 func TestQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, begin := newQueue(), time.Now()
+		d, begin := newQueue[model.ContainerID](), time.Now()
 		take := func(want model.ContainerID, after time.Duration) {
 			t.Helper()
 			id, err := d.next(t.Context())
@@ -46,7 +46,7 @@ func TestQueue(t *testing.T) {
 // elements.
 func TestQueueSharesTheWork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, taken := newQueue(), make(chan model.ContainerID, 3)
+		d, taken := newQueue[model.ContainerID](), make(chan model.ContainerID, 3)
 		for range 3 {
 			go func() {
 				id, err := d.next(t.Context())

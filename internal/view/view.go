@@ -57,10 +57,11 @@ type View struct {
 	log    *slog.Logger
 	synced chan struct{} // one element after the first full read of each connection
 
-	pending       *queue        // containers to be read
-	pendingImages *queue        // one element stands for all images
-	updated       *queue        // containers whose limits may have been replaced
-	missed        chan struct{} // an element after events were lost
+	pending       *queue[model.ContainerID] // containers to be read
+	pendingImages *queue[string]            // one element stands for all images
+	pendingRefs   *queue[string]            // names and IDs of images to be read
+	updated       *queue[model.ContainerID] // containers whose limits may have been replaced
+	missed        chan struct{}             // an element after events were lost
 	arrived       arrivals
 	slow          chan struct{} // one element per inspection waiting in the background
 	oom           OOM
@@ -91,9 +92,10 @@ func New(src Source, log *slog.Logger) *View {
 		oom:           noOOM{},
 		exits:         noExits{},
 		synced:        make(chan struct{}, 1),
-		pending:       newQueue(),
-		pendingImages: newQueue(),
-		updated:       newQueue(),
+		pending:       newQueue[model.ContainerID](),
+		pendingImages: newQueue[string](),
+		pendingRefs:   newQueue[string](),
+		updated:       newQueue[model.ContainerID](),
 		missed:        make(chan struct{}, 1),
 		slow:          make(chan struct{}, slowInspects),
 		metrics:       newViewMetrics(),

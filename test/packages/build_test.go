@@ -364,7 +364,7 @@ func TestSBOM(t *testing.T) {
 
 func TestChecksums(t *testing.T) {
 	dir := packaged(t, first, runtime.GOARCH)
-	if sums := sums(t, dir); len(sums) != 6 {
+	if sums := sums(t, dir); len(sums) != 7 {
 		t.Errorf("%d files: %v", len(sums), sums)
 	} else {
 		for name, sum := range sums {
