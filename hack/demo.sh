@@ -3,7 +3,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ "$(id -u)" = 0 ] || { echo "the demo starts engines and networks: run it as root" >&2; exit 1; }
-dir=$(mktemp -d /tmp/cri-dockerd-demo.XXXXXX)
 docker=/var/run/docker.sock
 started=
 
@@ -26,6 +25,7 @@ if [ "${1:-}" != inside ]; then
 	fi
 	exec unshare -m -n --propagation private "$0" inside private
 fi
+dir=$(mktemp -d /tmp/cri-dockerd-demo.XXXXXX)
 trap cleanup EXIT
 trap 'exit 1' INT TERM
 
