@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// queue holds objects to be read, each with its due time. It never holds an object twice, and adding
-// never blocks.
+// queue holds objects to be read, each with its due time. It never holds an object twice, and
+// adding never blocks.
 type queue[K ~string] struct {
 	wake chan struct{} // one element when something may be due
 	mu   sync.Mutex    // guards due
