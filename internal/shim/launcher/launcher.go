@@ -73,7 +73,8 @@ func Run(args []string, stdout io.Writer) error {
 	}
 
 	if c.action != "start" {
-		return syscall.Exec(program, append([]string{program}, args...), os.Environ())
+		// The program is in the launcher's own directory, and containerd gave the arguments.
+		return syscall.Exec(program, append([]string{program}, args...), os.Environ()) //#nosec G204
 	}
 
 	address, err := c.start(program)
@@ -274,7 +275,7 @@ func (c call) startServer(program, socket string) (err error) {
 		args = append(args, "-debug")
 	}
 
-	cmd := exec.Command(program, args...)
+	cmd := exec.Command(program, args...) //#nosec G204 -- the program is in the launcher's own directory
 	cmd.ExtraFiles = []*os.File{f}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // signals to containerd's group do not concern it
 	if err := cmd.Start(); err != nil {

@@ -52,7 +52,8 @@ func (p *Plan) fork(files [3]uintptr) (pid int, err error) {
 			}
 		}
 
-		pid, err = syscall.ForkExec(p.args[0], p.args, &syscall.ProcAttr{Env: p.env, Files: files[:]})
+		// The program of the image, in its root and without privileges.
+		pid, err = syscall.ForkExec(p.args[0], p.args, &syscall.ProcAttr{Env: p.env, Files: files[:]}) //#nosec G204
 		err = wrap(err, "execute %s", p.args[0])
 	})
 
