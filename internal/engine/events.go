@@ -39,7 +39,7 @@ type Event struct {
 	// not set.
 	Missed bool
 	Image  bool // an image changed, not a container
-	// ImageRef is the name or ID of an image that was added or got a name, otherwise "".
+	// ImageRef is the name or ID of an image that was imported, pulled or got a name, otherwise "".
 	ImageRef string
 	ID       model.ContainerID
 	Kind     EventKind
@@ -172,8 +172,9 @@ func (e *Engine) notify(m events.Message, changed func(Event)) {
 	switch m.Type {
 	case events.ImageEventType:
 		e := Event{Image: true, At: time.Unix(0, m.TimeNano)}
-		if m.Action != events.ActionDelete && m.Action != events.ActionUnTag && m.Action != events.ActionPrune {
-			e.ImageRef = m.Actor.ID
+		switch m.Action {
+		case events.ActionImport, events.ActionPull, events.ActionTag:
+			e.ImageRef = m.Actor.ID // not for a load: the pause is pinned only after it
 		}
 		changed(e)
 

@@ -48,7 +48,7 @@ func TestImageEvents(t *testing.T) {
 		events.ActionImport: "app:1",
 		events.ActionPull:   "app:1",
 		events.ActionTag:    "app:1",
-		events.ActionLoad:   "app:1",
+		events.ActionLoad:   "",
 		events.ActionUnTag:  "",
 		events.ActionDelete: "",
 		events.ActionPrune:  "",
