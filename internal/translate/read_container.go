@@ -95,6 +95,9 @@ func readMounts(in container.InspectResponse, volumes []model.ImageVolume) []*ru
 	for _, m := range in.HostConfig.Mounts {
 		recursive[m.Target] = m.BindOptions != nil && m.BindOptions.ReadOnlyForceRecursive
 	}
+	for _, target := range recursiveByShim(in.HostConfig) {
+		recursive[target] = true
+	}
 
 	for _, b := range in.HostConfig.Binds {
 		if parts := strings.Split(b, ":"); len(parts) == 3 {
@@ -112,7 +115,7 @@ func readMounts(in container.InspectResponse, volumes []model.ImageVolume) []*ru
 			ContainerPath:     m.Destination,
 			Readonly:          !m.RW,
 			Propagation:       readPropagation(m.Propagation),
-			RecursiveReadOnly: recursive[m.Destination] || isRecursiveByShim(in.HostConfig, m.Destination),
+			RecursiveReadOnly: recursive[m.Destination],
 			SelinuxRelabel:    relabelled[m.Destination],
 		})
 	}

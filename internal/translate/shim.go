@@ -3,7 +3,6 @@ package translate
 import (
 	"maps"
 	"path"
-	"slices"
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
@@ -159,10 +158,19 @@ func shimContainer(c *Create, cfg *runtimeapi.ContainerConfig) error {
 	return annotate(c, want)
 }
 
-// isRecursiveByShim reports whether the shim made a mount recursively read-only.
-func isRecursiveByShim(h *container.HostConfig, target string) bool {
-	want, err := annotation.Parse(h.Annotations[annotation.Key])
-	return err == nil && slices.Contains(want.RecursiveReadOnly, path.Clean(target))
+// recursiveByShim returns the targets of the mounts that the shim made recursively read-only.
+func recursiveByShim(h *container.HostConfig) []string {
+	text := h.Annotations[annotation.Key]
+	if h.Runtime != annotation.Runtime || text == "" {
+		return nil
+	}
+
+	want, err := annotation.Parse(text)
+	if err != nil {
+		return nil // the shim refused it
+	}
+
+	return want.RecursiveReadOnly
 }
 
 // groupIDs returns groups in the kernel's type. validate.Request checks their range.
