@@ -56,7 +56,7 @@ func (s *stream) reopen(ctx context.Context) error {
 
 func (s *stream) rotateLocked() error {
 	if s.log != nil {
-		if err := s.undoRotationLocked(true); err != nil {
+		if err := s.undoRotationLocked(); err != nil {
 			return err
 		}
 	}
@@ -91,9 +91,9 @@ func (s *stream) isHoldingLocked() bool {
 
 // undoRotationLocked handles a rotation reverted by the kubelet: the earlier log has been renamed
 // back over the current one. It appends the lines written since the rotation to the earlier file
-// and continues there. With renamed, it also does so if that file has been renamed again meanwhile.
+// and continues there, whatever its name is now: the kubelet may have renamed it again meanwhile.
 // Otherwise it does nothing. On error nothing changes. The log must be open.
-func (s *stream) undoRotationLocked(renamed bool) error {
+func (s *stream) undoRotationLocked() error {
 	if s.entry.Before == 0 || !isUnlinked(s.log) {
 		return nil
 	}
@@ -107,9 +107,8 @@ func (s *stream) undoRotationLocked(renamed bool) error {
 		return err
 	}
 
-	if !renamed && f.Name() != s.entry.Log.String() {
-		// The current file was deleted, and the earlier one still has the kubelet's name.
-		return f.Close()
+	if reverted, err := s.isRevertedLocked(f); err != nil || !reverted {
+		return errors.Join(err, f.Close())
 	}
 
 	if err := appendAll(f, s.log); err != nil {
@@ -117,6 +116,22 @@ func (s *stream) undoRotationLocked(renamed bool) error {
 	}
 
 	return s.writeToLocked(f)
+}
+
+// isRevertedLocked reports whether the kubelet has renamed the earlier file since the rotation.
+// Otherwise somebody has deleted the current file, and its lines remain deleted. A rename changes
+// the time of a file's last status change (inode(7)).
+func (s *stream) isRevertedLocked(before *os.File) (bool, error) {
+	if before.Name() == s.entry.Log.String() {
+		return true, nil
+	}
+
+	st, err := fstat(before)
+	if err != nil {
+		return false, err
+	}
+
+	return time.Unix(st.Ctim.Unix()).After(s.rotated), nil
 }
 
 // isUnlinked reports whether a file no longer has a name.

@@ -177,6 +177,72 @@ func TestRotationReverted(t *testing.T) {
 	}
 }
 
+// TestRotationRevertedAndRepeated renames the earlier log back over the new one, and then once more
+// to its rotated name, like a kubelet whose attempts fail while the daemon is restarting.
+func TestRotationRevertedAndRepeated(t *testing.T) {
+	for _, end := range []bool{false, true} {
+		t.Run(fmt.Sprint("the container ends: ", end), func(t *testing.T) {
+			t.Parallel()
+			d, e := newDriver(t, t.TempDir())
+			c := e.container("aa")
+			c.start()
+			c.print("one")
+			eventually(t, "one line", func() bool { return len(texts(t, c.log.String())) == 1 })
+			old := c.rotate(d)
+			c.print("two")
+			eventually(t, "another line", func() bool { return len(texts(t, c.log.String())) == 1 })
+
+			s := c.stream(d)
+			s.lock() // no check between the renames
+			err := errors.Join(os.Rename(old, c.log.String()), os.Rename(c.log.String(), old))
+			s.unlock()
+			if err != nil {
+				t.Fatal(err)
+			}
+
+			if !end {
+				c.print("three")
+				eventually(t, "three lines", func() bool { return len(texts(t, old)) == 3 })
+			}
+
+			c.stop()
+			want := []string{"stdout F one", "stdout F two", "stdout F three"}
+			if end {
+				want = want[:2]
+			}
+
+			got := append(texts(t, old), texts(t, c.log.String())...)
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// TestCurrentLogDeleted deletes the log just after a rotation. Its lines do not appear again, and
+// later ones go to a new log.
+func TestCurrentLogDeleted(t *testing.T) {
+	t.Parallel()
+	d, e := newDriver(t, t.TempDir())
+	c := e.container("aa")
+	c.start()
+	c.print("one")
+	eventually(t, "one line", func() bool { return len(texts(t, c.log.String())) == 1 })
+	old := c.rotate(d)
+	c.print("two")
+	eventually(t, "another line", func() bool { return len(texts(t, c.log.String())) == 1 })
+	if err := os.Remove(c.log.String()); err != nil {
+		t.Fatal(err)
+	}
+
+	c.print("three")
+	c.stop()
+	got := append(texts(t, old), texts(t, c.log.String())...)
+	if diff := cmp.Diff([]string{"stdout F one", "stdout F three"}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // TestDaemonStopsDuringRotation disconnects the daemon after a rotation. The kubelet may not have
 // received the response. So the new log must stay empty long enough for a slow kubelet to rename
 // the earlier one back without a loss, even if this process is killed too.

@@ -131,7 +131,7 @@ func (s *stream) finishLocked() {
 	s.alarms.add(alarmPipes, -countSmall(s.size))
 
 	if s.log != nil {
-		if err := s.undoRotationLocked(false); err != nil {
+		if err := s.undoRotationLocked(); err != nil {
 			s.logger.Error("the kubelet reverted a log rotation; lines written since then are lost", "err", err)
 		}
 		s.log.Close()

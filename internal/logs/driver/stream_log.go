@@ -9,7 +9,8 @@ import (
 )
 
 // checkInterval is the interval between two checks for a deleted log, and between two attempts to
-// open one.
+// open one. Just after a rotation each batch checks the log, because the lines of a reverted
+// rotation exist only in this process.
 const checkInterval = time.Second
 
 // ensureLogLocked opens the log if it is closed, or was deleted with its directory.
@@ -30,7 +31,7 @@ func (s *stream) ensureLogLocked() error {
 
 // ensureLinkedLocked checks whether the open log has been deleted or replaced.
 func (s *stream) ensureLinkedLocked() error {
-	if time.Since(s.checked) < checkInterval {
+	if time.Since(s.checked) < checkInterval && time.Since(s.rotated) >= settleTime {
 		return nil
 	}
 
@@ -39,7 +40,7 @@ func (s *stream) ensureLinkedLocked() error {
 		return nil
 	}
 
-	err := s.undoRotationLocked(false)
+	err := s.undoRotationLocked()
 	if err == nil && isUnlinked(s.log) {
 		err = s.openLogLocked()
 	}
