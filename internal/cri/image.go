@@ -109,7 +109,7 @@ func (x *imageService) matchingImages(filter model.ImageFilter) (*runtimeapi.Lis
 	resp := &runtimeapi.ListImagesResponse{}
 	for _, i := range images {
 		if filter.Match(i) {
-			resp.Images = append(resp.Images, i.CRI())
+			resp.Images = append(resp.Images, i.CRI(x.store.IsPinned(i)))
 		}
 	}
 
@@ -131,7 +131,7 @@ func (x *imageService) ImageStatus(
 		return nil, err
 	}
 
-	resp := &runtimeapi.ImageStatusResponse{Image: i.CRI()}
+	resp := &runtimeapi.ImageStatusResponse{Image: i.CRI(x.store.IsPinned(i))}
 	if r.GetVerbose() {
 		resp.Info, err = verboseInfo(map[string]any{"labels": i.Labels, "user": i.User})
 	}

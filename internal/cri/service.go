@@ -91,6 +91,8 @@ type Images interface {
 	ReleaseImage(ctx context.Context, imageID model.ImageID) error
 	// HeldImages returns the IDs of all held images.
 	HeldImages(ctx context.Context) ([]model.ImageID, error)
+	// IsPinned reports whether the kubelet must not remove an image.
+	IsPinned(i *model.Image) bool
 	// PauseImage returns the sandbox image: the embedded image, loaded if missing, or the
 	// configured one, pulled if missing.
 	PauseImage(ctx context.Context) (model.PauseImage, error)

@@ -39,7 +39,7 @@ type Event struct {
 	// not set.
 	Missed bool
 	Image  bool // an image changed, not a container
-	// ImageRef is the name or ID of an image that was imported, pulled or got a name, otherwise "".
+	// ImageRef is the name or ID of the image, or "" if several may have changed.
 	ImageRef string
 	ID       model.ContainerID
 	Kind     EventKind
@@ -173,8 +173,9 @@ func (e *Engine) notify(m events.Message, changed func(Event)) {
 	case events.ImageEventType:
 		e := Event{Image: true, At: time.Unix(0, m.TimeNano)}
 		switch m.Action {
-		case events.ActionImport, events.ActionPull, events.ActionTag:
-			e.ImageRef = m.Actor.ID // not for a load: the pause is pinned only after it
+		case events.ActionImport, events.ActionLoad, events.ActionPull, events.ActionTag,
+			events.ActionUnTag, events.ActionDelete:
+			e.ImageRef = m.Actor.ID
 		}
 		changed(e)
 

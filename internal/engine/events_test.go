@@ -42,15 +42,15 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// TestImageEvents: events of added and named images have a reference to read, the others have none.
+// TestImageEvents: events of one image have a reference to read, the others have none.
 func TestImageEvents(t *testing.T) {
 	for action, want := range map[events.Action]string{
 		events.ActionImport: "app:1",
 		events.ActionPull:   "app:1",
 		events.ActionTag:    "app:1",
-		events.ActionLoad:   "",
-		events.ActionUnTag:  "",
-		events.ActionDelete: "",
+		events.ActionLoad:   "app:1",
+		events.ActionUnTag:  "app:1",
+		events.ActionDelete: "app:1",
 		events.ActionPrune:  "",
 	} {
 		var got Event

@@ -42,13 +42,6 @@ func summaryOf(s image.Summary) []string {
 	return names
 }
 
-// invalidate makes the next list inspect an image again.
-func (c *imageCache) invalidate(id model.ImageID) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.stale[id]++
-}
-
 // put adds an image inspected independently of a list. The next list inspects it again.
 func (c *imageCache) put(i *model.Image) {
 	c.mu.Lock()

@@ -118,8 +118,6 @@ func (e *Engine) describe(
 		read = read.StaleAfter(before)
 	}
 
-	read.Pinned = e.isPinned(read)
-
 	return cachedImage{summary: summaryOf(s), image: read}, nil
 }
 
@@ -136,7 +134,6 @@ func (e *Engine) Image(ctx context.Context, ref string) (*model.Image, error) {
 		return nil, wrap(err, "inspect image %s", ref)
 	}
 
-	i.Pinned = e.isPinned(i)
 	e.images.put(i)
 
 	return i, nil
@@ -164,9 +161,9 @@ func (e *Engine) imageLabels(ctx context.Context, id string) (model.ImageLabels,
 	return i.InheritedLabels(), nil
 }
 
-// isPinned reports whether the kubelet must not remove an image: the sandbox image, identified by
+// IsPinned reports whether the kubelet must not remove an image: the sandbox image, identified by
 // the engine's ID of it, or an image pinned by the operator. An image cannot pin itself.
-func (e *Engine) isPinned(i *model.Image) bool {
+func (e *Engine) IsPinned(i *model.Image) bool {
 	if id := e.pauseID.Load(); id != nil && i.ID == *id {
 		return true
 	}

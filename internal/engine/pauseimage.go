@@ -69,7 +69,6 @@ func (e *Engine) embeddedPause(ctx context.Context) (model.PauseImage, error) {
 	}
 
 	e.pauseID.Store(&id)
-	e.images.invalidate(id) // the next list marks it as pinned
 
 	return embeddedImage(id, img), nil
 }

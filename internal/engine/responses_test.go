@@ -252,7 +252,7 @@ func FuzzEngineResponses(f *testing.F) {
 		images, err := e.Images(ctx)
 		check("Images", err)
 		for _, i := range images {
-			i.CRI()
+			i.CRI(false)
 		}
 
 		for call, do := range callsOf(ctx, e) {

@@ -19,7 +19,6 @@ type Image struct {
 	// PartialLabels is set if Labels are incomplete, because there are too many or the image was
 	// not inspected.
 	PartialLabels bool
-	Pinned        bool // the kubelet must not garbage-collect it
 	// Stale is set if the engine did not describe the image in time. User, Entrypoint and Labels
 	// may be missing.
 	Stale bool

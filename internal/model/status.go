@@ -109,14 +109,14 @@ func (c *Container) Status() *runtimeapi.ContainerStatus {
 	}
 }
 
-// CRI returns the image for the image service.
-func (i *Image) CRI() *runtimeapi.Image {
+// CRI returns the image for the image service. pinned means that the kubelet must not remove it.
+func (i *Image) CRI(pinned bool) *runtimeapi.Image {
 	out := &runtimeapi.Image{
 		Id:          string(i.ID),
 		RepoTags:    i.RepoTags,
 		RepoDigests: i.RepoDigests,
 		Size:        uint64(max(i.Size, 1)),
-		Pinned:      i.Pinned,
+		Pinned:      pinned,
 		Spec:        &runtimeapi.ImageSpec{Image: string(i.ID)},
 	}
 

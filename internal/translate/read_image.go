@@ -13,7 +13,7 @@ import (
 )
 
 // ReadImage translates Docker's list item and inspect of an image. in may be empty. An invalid ID
-// is InvalidArgument. The caller sets Pinned: an image cannot pin itself.
+// is InvalidArgument.
 func ReadImage(s image.Summary, in image.InspectResponse) (*model.Image, error) {
 	id, err := model.ParseImageID(s.ID)
 	if err != nil {

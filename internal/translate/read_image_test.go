@@ -23,8 +23,8 @@ func TestReadImage(t *testing.T) {
 	}
 
 	i.User = "1000:7"
-	c := i.CRI()
-	if len(c.RepoTags) != 1 || len(c.RepoDigests) != 0 || c.Uid.GetValue() != 1000 || c.Size != 5 || c.Pinned {
+	c := i.CRI(true)
+	if len(c.RepoTags) != 1 || len(c.RepoDigests) != 0 || c.Uid.GetValue() != 1000 || c.Size != 5 || !c.Pinned {
 		t.Errorf("%v", c)
 	}
 

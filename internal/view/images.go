@@ -108,20 +108,25 @@ func (v *View) RefreshImages(ctx context.Context) error {
 }
 
 // RefreshImage reads one image again, by its name or ID, and returns it. It returns NotFound if the
-// engine does not have the image. It does not wait for a hanging list of images.
+// engine does not have the image, and forgets the image with that ID. It does not wait for a
+// hanging list of images.
 func (v *View) RefreshImage(ctx context.Context, ref string) (*model.Image, error) {
 	ticket := v.beginInspection()
 	image, err := v.src.Image(ctx, ref)
-	if err != nil {
-		return nil, err
-	}
 
 	v.mu.Lock()
 	defer v.mu.Unlock()
 
-	v.images.put(image.ID, image, ticket)
+	if err == nil {
+		v.images.put(image.ID, image, ticket)
+		return image, nil
+	}
 
-	return image, nil
+	if id, badID := model.ParseImageID(ref); badID == nil && errdefs.IsNotFound(err) {
+		v.images.put(id, nil, ticket)
+	}
+
+	return nil, err
 }
 
 // ForgetImage drops an image just removed from the engine.
@@ -145,7 +150,7 @@ func (v *View) readPendingImages(ctx context.Context) error {
 }
 
 // readPendingRefs reads single images after events. A list of all images takes seconds on a busy
-// node, and until its end a name could mean the image of before a build.
+// node, and until its end a name could mean the image of before a build or a removed image.
 func (v *View) readPendingRefs(ctx context.Context) error {
 	for {
 		ref, err := v.pendingRefs.next(ctx)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -407,8 +408,8 @@ func TestSilentStream(t *testing.T) {
 	})
 }
 
-// TestImageOfAnEvent: an image that was built or pulled by others has its name at once, while the
-// list of all images hangs. A removal reads no single image.
+// TestImageOfAnEvent: names of images built, pulled or removed by others are current at once, while
+// the list of all images hangs. An event of several images reads no single one.
 func TestImageOfAnEvent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPartial("one")
@@ -422,10 +423,20 @@ func TestImageOfAnEvent(t *testing.T) {
 			t.Errorf("before the event: %v, %v", i, err)
 		}
 
-		p.set(func() { go p.changed(engine.Event{Image: true, ImageRef: "sha256:2"}) })
+		id := "sha256:" + strings.Repeat("2", 64)
+		p.set(func() { go p.changed(engine.Event{Image: true, ImageRef: id}) })
 		time.Sleep(time.Second)
-		if i, err := v.Image("app:1"); err != nil || i.ID != "sha256:2" {
+		if i, err := v.Image("app:1"); err != nil || string(i.ID) != id {
 			t.Errorf("after the event: %v, %v", i, err)
+		}
+
+		p.set(func() {
+			p.failing["image"] = errdefs.ErrNotFound
+			go p.changed(engine.Event{Image: true, ImageRef: id})
+		})
+		time.Sleep(time.Second)
+		if i, err := v.Image("app:1"); !errdefs.IsNotFound(err) {
+			t.Errorf("after the removal: %v, %v", i, err)
 		}
 	})
 }

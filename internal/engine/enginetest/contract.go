@@ -35,6 +35,7 @@ type Images interface {
 	PauseImage(ctx context.Context) (model.PauseImage, error)
 	Images(ctx context.Context) ([]*model.Image, error)
 	Image(ctx context.Context, ref string) (*model.Image, error)
+	IsPinned(i *model.Image) bool
 	ImageUsers(ctx context.Context, id model.ImageID) ([]string, error)
 	RemoveImage(ctx context.Context, ref string) error
 	HoldImage(ctx context.Context, imageID model.ImageID) ([]string, error)
@@ -134,7 +135,7 @@ func testPinned(t *testing.T, e Engine, ref string) {
 
 	for _, i := range images {
 		if i.HasName(ref) {
-			if !i.Pinned || i.ID == "" {
+			if !e.IsPinned(i) || i.ID == "" {
 				t.Errorf("pause image is not pinned: %+v", i)
 			}
 			return

@@ -75,13 +75,13 @@ func NewFake(images ...string) *Fake {
 	}
 
 	for _, ref := range images {
-		f.addImage(ref, false)
+		f.addImage(ref)
 	}
 
 	return f
 }
 
-func (f *Fake) addImage(ref string, pinned bool) *model.Image {
+func (f *Fake) addImage(ref string) *model.Image {
 	i, err := translate.ReadImage(image.Summary{
 		ID:       "sha256:" + digest("image "+ref),
 		RepoTags: []string{ref},
@@ -92,7 +92,7 @@ func (f *Fake) addImage(ref string, pinned bool) *model.Image {
 		panic(err) // the ID above is valid
 	}
 
-	i.Entrypoint, i.Pinned = true, pinned
+	i.Entrypoint = true
 	f.images[ref] = i
 
 	return i
@@ -478,7 +478,7 @@ func (f *Fake) Exec(ctx context.Context, id model.ContainerID, x engine.Exec) (i
 // Pull implements cri.Engine.
 func (f *Fake) Pull(ctx context.Context, ref string, _ *runtimeapi.AuthConfig) (id model.ImageID, err error) {
 	err = f.do(ctx, "pull", func() error {
-		id = f.addImage(model.FamiliarName(ref), false).ID
+		id = f.addImage(model.FamiliarName(ref)).ID
 		f.notifyImageLocked()
 		return nil
 	})
@@ -500,6 +500,9 @@ func (f *Fake) Image(ctx context.Context, ref string) (image *model.Image, err e
 
 	return image, err
 }
+
+// IsPinned implements cri.Engine.
+func (f *Fake) IsPinned(i *model.Image) bool { return i.HasName(PauseRef) }
 
 // ImageUsers implements cri.Engine.
 func (f *Fake) ImageUsers(ctx context.Context, id model.ImageID) (names []string, err error) {
@@ -556,7 +559,7 @@ func (f *Fake) HeldImages(ctx context.Context) (ids []model.ImageID, err error) 
 // PauseImage implements cri.Engine.
 func (f *Fake) PauseImage(ctx context.Context) (model.PauseImage, error) {
 	return model.PauseImage{Source: PauseRef, Name: PauseRef}, f.do(ctx, "pause image", func() error {
-		f.addImage(PauseRef, true)
+		f.addImage(PauseRef)
 		return nil
 	})
 }
