@@ -122,6 +122,7 @@ func TestBrokenServices(t *testing.T) {
 			"failSwapOn: false\ncontainerRuntimeEndpoint: unix:///run/cri-dockerd.sock\n",
 	}})
 
+	engines.ShareLimits(t)
 	p := &checkedNode{command: n.Command, program: "/usr/bin/cri-dockerd"}
 	program := filepath.Join(t.TempDir(), "cri-dockerd")
 	engines.Build(t, program, "cri-dockerd/cmd/cri-dockerd", "", false)

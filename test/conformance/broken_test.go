@@ -86,6 +86,7 @@ const (
 // the program of a kubelet. Its /etc is private.
 func newCheckedNode(t *testing.T, n *node) *checkedNode {
 	t.Helper()
+	engines.ShareLimits(t)
 	p := &checkedNode{command: n.eng.Command}
 	files := map[string]string{
 		// kubeadm records the selected runtime and configures the kubelet.

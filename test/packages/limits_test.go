@@ -36,6 +36,7 @@ const (
 func TestKernelLimits(t *testing.T) {
 	for _, v := range engines.Versions() {
 		t.Run(string(v), func(t *testing.T) {
+			engines.ExhaustLimits(t)
 			exhaustPipePages(t)
 			m := startWith(t, v)
 			began := time.Now()
