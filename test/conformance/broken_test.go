@@ -83,7 +83,7 @@ const (
 )
 
 // newCheckedNode starts a healthy node: engine, daemon with its unit, network, and the files and
-// the program of a kubelet. Its /etc is private.
+// the program of a kubelet.
 func newCheckedNode(t *testing.T, n *node) *checkedNode {
 	t.Helper()
 	engines.ShareLimits(t)
@@ -108,9 +108,7 @@ func newCheckedNode(t *testing.T, n *node) *checkedNode {
 	}
 
 	p.sh(t, strings.ReplaceAll("cp DIR/kubelet-v1.36.3 DIR/bin/kubelet && "+
-		"mkdir /run/etc && mount -t tmpfs none /run/etc && mkdir /run/etc/upper /run/etc/work && "+
-		"mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work none /etc && "+
-		"rm -rf /etc/cni /etc/docker /etc/kubernetes && mkdir -p /etc/cni/net.d /etc/docker /etc/sysctl.d && "+
+		"rm -rf /etc/kubernetes && mkdir -p /etc/cni/net.d /etc/sysctl.d && "+
 		"cp DIR/10-test.conflist /etc/cni/net.d/ && "+
 		"mkdir DIR/plugins && ln -s /usr/lib/cni/* DIR/plugins/ && "+
 		"cp DIR/docker.init /etc/init.d/docker && "+

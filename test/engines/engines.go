@@ -260,8 +260,8 @@ func (e *Engine) Command(name string, args ...string) *exec.Cmd {
 
 	cmd := exec.Command("nsenter", append([]string{"-t", strconv.Itoa(e.pid), "-m", "-n", "-p", "--", name},
 		args...)...)
-	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(e.Dir, "bin")+":"+e.bin+
-		":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+	cmd.Env = append(os.Environ(), "HOME="+filepath.Join(e.Dir, "root/root"),
+		"PATH="+filepath.Join(e.Dir, "bin")+":"+e.bin+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	return cmd
 }
 

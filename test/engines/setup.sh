@@ -4,7 +4,27 @@ dir=$1
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/lock
-for d in /var/lib/cni /var/lib/dockershim /var/lib/kubelet /var/log/pods /var/log/containers /etc/cni /etc/docker /root/.docker; do
+# The host's /etc and /var/lib are copy-on-write: no file or mount point of the node remains on the host. Mounts in them
+# stay visible, such as the resolv.conf of a container. The upper directories are on a tmpfs, because an overlay of the
+# host cannot be one.
+mkdir "$dir/upper" "$dir/lower"
+mount -t tmpfs -o mode=755 tmpfs "$dir/upper"
+for d in /etc /var/lib; do
+	u=$dir/upper/${d##*/}
+	mkdir "$u" "$u.work"
+	chmod 755 "$u"
+	mount --rbind "$d" "$dir/lower"
+	mount -t overlay -o "lowerdir=$d,upperdir=$u,workdir=$u.work" overlay "$d"
+	while read -r _ _ _ _ m _; do
+		case $m in "$dir"/lower/*) mount --bind "$m" "$d${m#"$dir"/lower}" ;; esac
+	done < /proc/self/mountinfo
+	umount -l "$dir/lower"
+done
+umount -l "$dir/upper"
+rmdir "$dir/upper" "$dir/lower"
+# These directories are empty. The test sees their files in $dir/root. HOME is $dir/root/root.
+mkdir -p "$dir/root/var/log/pods" "$dir/root/var/log/containers" "$dir/root/root/.docker"
+for d in /var/log /var/lib/cni /var/lib/dockershim /var/lib/kubelet /etc/cni /etc/docker; do
 	mkdir -p "$d" "$dir/root$d"
 	mount --bind "$dir/root$d" "$d"
 done
@@ -28,10 +48,7 @@ if [ -d $cg/memory ]; then
 	done < /proc/cgroups
 fi
 # Users for an engine with --userns-remap=nobody:nogroup.
-for f in subuid subgid; do
-	echo nobody:200000:65536 > "$dir/$f"
-	[ ! -e /etc/$f ] || mount --bind "$dir/$f" /etc/$f
-done
+for f in subuid subgid; do echo nobody:200000:65536 > /etc/$f; done
 # The C library of engines built for a newer one than the machine's. It serves all programs of the namespaces, because runc executes itself again
 # without its environment.
 lib=/usr/lib/$(uname -m)-linux-gnu
