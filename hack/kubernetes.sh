@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds parts of Kubernetes from its Go modules for tests, into ${XDG_CACHE_HOME:-~/.cache}/cri-dockerd-test/kubernetes-VERSION.
 # Does nothing if they exist. KUBERNETES selects the version. Each go.mod in test/kubernetes and its directories has one;
-# the default is the one of test/kubernetes/go.mod. Arguments:
+# the default is the one of test/kubernetes/go.mod. Without an argument it prints the version. Arguments:
 #   kubelet
 #   cluster   the programs of a cluster made by kubeadm, and its add-ons; the add-ons have one version for all of Kubernetes
 #   e2e-node  Kubernetes' suite for nodes, only in the default version
@@ -12,8 +12,8 @@ cd "$(dirname "$script")/../test/kubernetes"
 metrics=v0.9.0
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/cri-dockerd-test
 
-# Prints the version of Kubernetes in a go.mod.
-version_in() { sed -n 's#.*k8s.io/kubernetes \(v[0-9.]*\)$#\1#p' "$1"; }
+# Prints the version of Kubernetes in a go.mod. Its requirement is a line or part of a block, with or without a comment.
+version_in() { awk '{ for (i = 1; i < NF; i++) if ($i == "k8s.io/kubernetes") { print $(i + 1); exit } }' "$1"; }
 
 default=$(version_in go.mod)
 wanted=${KUBERNETES:-$default} version='' known=''
@@ -23,6 +23,7 @@ for mod in go.mod */go.mod; do
 	[ "$v" != "v${wanted#v}" ] || { version=$v module=$(dirname "$mod"); }
 done
 [ -n "$version" ] || { echo "kubernetes.sh: KUBERNETES=$wanted is none of$known" >&2; exit 1; }
+[ $# -gt 0 ] || { echo "$version"; exit; }
 out=$cache/kubernetes-$version addons=$cache/kubernetes-$default
 mkdir -p "$out" "$addons"
 exec 9>"$cache/kubernetes.lock"

@@ -30,18 +30,25 @@ var kubernetesVersion = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 
-	b, err := os.ReadFile(filepath.Join(module, "go.mod"))
+	return versionIn(filepath.Join(module, "go.mod"))
+})
+
+var requirement = regexp.MustCompile(`(?m)^(?:require|\t) ?k8s\.io/kubernetes (v\S+)`)
+
+// versionIn returns the version of Kubernetes that a go.mod requires.
+func versionIn(file string) (string, error) {
+	b, err := os.ReadFile(file)
 	if err != nil {
 		return "", err
 	}
 
-	m := regexp.MustCompile(`(?m)^\s*k8s\.io/kubernetes (v\S+)$`).FindSubmatch(b)
+	m := requirement.FindSubmatch(b)
 	if m == nil {
-		return "", fmt.Errorf("%s/go.mod has no version of k8s.io/kubernetes", module)
+		return "", fmt.Errorf("%s has no version of k8s.io/kubernetes", file)
 	}
 
 	return string(m[1]), nil
-})
+}
 
 // KubernetesVersion returns the version of Kubernetes under test, such as "v1.37.2": the one in the
 // environment variable KUBERNETES, else the one in test/kubernetes/go.mod.

@@ -1,6 +1,12 @@
 package engines
 
-import "testing"
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
 
 // TestCutVersion parses versions as the programs of the engines print them.
 func TestCutVersion(t *testing.T) {
@@ -32,6 +38,33 @@ func TestCutVersion(t *testing.T) {
 	} {
 		if got := atLeast(t, c.text, c.version); got != c.want {
 			t.Errorf("%s is at least %s: %t, want %t", c.text, c.version, got, c.want)
+		}
+	}
+}
+
+// TestKubernetesVersions selects the version of each module in test/kubernetes.
+func TestKubernetesVersions(t *testing.T) {
+	module, err := kubernetesModule()
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	older, err := filepath.Glob(filepath.Join(module, "1.*/go.mod"))
+	if err != nil || len(older) == 0 {
+		t.Fatalf("modules of older versions: %q, %v", older, err)
+	}
+
+	for _, file := range append(older, filepath.Join(module, "go.mod")) {
+		version, err := versionIn(file)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+
+		cmd := exec.Command(filepath.Join(module, "../../hack/kubernetes.sh"))
+		cmd.Env = append(os.Environ(), "KUBERNETES="+version)
+		if out, err := cmd.CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != version {
+			t.Errorf("hack/kubernetes.sh with %s: %v, %s", version, err, out)
 		}
 	}
 }
