@@ -54,6 +54,7 @@ var pathOpeners = map[string]string{
 	"internal/shim/bundle/bundle.go":      "the bundle, owned by root; file names are constants",
 	"internal/shim/launcher/launcher.go":  "root's bundle and socket directory; names are constants and hashes",
 	"internal/shim/sandbox/cgroup.go":     "kernel files; page sizes are checked",
+	"internal/shim/sandbox/kill.go":       "/proc and numbers",
 	"internal/shim/sandbox/pause.go":      "/proc and numbers; FIFOs of containerd",
 	"internal/shim/sandbox/state.go":      "the bundle, owned by root; /proc and numbers",
 	"internal/shim/task/service.go":       "the bundle, owned by root; the name is a constant",

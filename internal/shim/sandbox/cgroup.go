@@ -12,11 +12,16 @@ import (
 	"github.com/containerd/cgroups/v3/cgroup1"
 	"github.com/containerd/cgroups/v3/cgroup2"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // group is the control group of a pause.
 type group interface {
+	// enter moves the calling thread, so that its children start in the group. cgroup v2 moves
+	// processes only: there it does nothing.
+	enter() error
 	add(pid int) error
+	processes() ([]int, error)
 	update(r *specs.LinuxResources) error
 	freeze() error
 	thaw() error
@@ -49,25 +54,34 @@ func newGroup(path string, r *specs.LinuxResources) (group, error) {
 	return groupV1{c}, nil
 }
 
-// removeGroup removes a control group by its path. It succeeds if the group does not exist.
-func removeGroup(path string) error {
+// findGroup returns the control group with this path. The error is os.ErrNotExist if there is none.
+func findGroup(path string) (group, error) {
 	if cgroups.Mode() == cgroups.Unified {
 		m, err := cgroup2.Load(path)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		return groupV2{m}.remove()
+		return groupV2{m}, nil
 	}
 
 	c, err := cgroup1.Load(cgroup1.StaticPath(path))
 	if errors.Is(err, cgroup1.ErrCgroupDeleted) {
-		return nil
+		return nil, os.ErrNotExist
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 
-	return groupV1{c}.remove()
+	return groupV1{c}, nil
+}
+
+// removeGroup removes a control group by its path. It succeeds if the group does not exist.
+func removeGroup(path string) error {
+	g, err := findGroup(path)
+	if err != nil {
+		return ignoreMissing(err)
+	}
+	return g.remove()
 }
 
 // CanLimitHugepages reports whether the kernel limits huge pages of a size, such as "2MB". With
@@ -99,6 +113,7 @@ func hasHugepages(size string) bool {
 
 type groupV1 struct{ c cgroup1.Cgroup }
 
+func (g groupV1) enter() error                         { return g.c.AddTask(cgroup1.Process{Pid: unix.Gettid()}) }
 func (g groupV1) add(pid int) error                    { return g.c.AddProc(uint64(pid)) }
 func (g groupV1) update(r *specs.LinuxResources) error { return g.c.Update(r) }
 func (g groupV1) freeze() error                        { return g.c.Freeze() }
@@ -106,8 +121,39 @@ func (g groupV1) thaw() error                          { return g.c.Thaw() }
 func (g groupV1) stats() (any, error)                  { return g.c.Stat(cgroup1.IgnoreNotExist) }
 func (g groupV1) remove() error                        { return ignoreMissing(g.c.Delete()) }
 
+// processes returns the processes of all hierarchies: a start may have reached only some of them.
+func (g groupV1) processes() ([]int, error) {
+	var pids []int
+	for _, s := range g.c.Subsystems() {
+		list, err := g.c.Processes(s.Name(), false)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+		for _, p := range list {
+			pids = append(pids, p.Pid)
+		}
+	}
+
+	return pids, nil
+}
+
 type groupV2 struct{ m *cgroup2.Manager }
 
+func (g groupV2) processes() ([]int, error) {
+	list, err := g.m.Procs(false)
+	if err != nil {
+		return nil, ignoreMissing(err)
+	}
+
+	pids := make([]int, len(list))
+	for i, p := range list {
+		pids[i] = int(p)
+	}
+
+	return pids, nil
+}
+
+func (g groupV2) enter() error                         { return nil }
 func (g groupV2) add(pid int) error                    { return g.m.AddProc(uint64(pid)) }
 func (g groupV2) update(r *specs.LinuxResources) error { return g.m.Update(cgroup2.ToResources(r)) }
 func (g groupV2) freeze() error                        { return g.m.Freeze() }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -79,12 +80,12 @@ func Start(plan *Plan, dir string, io Stdio) (p *Pause, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, p.group.remove())
+			err = errors.Join(err, awaitEmpty(p.group), p.group.remove())
 		}
 	}()
 
 	exits := reaper.Default.Subscribe()
-	if p.Pid, err = plan.fork(files); err != nil {
+	if p.Pid, err = plan.fork(p.group, append(slices.Clone(plan.env), mark(dir)), files); err != nil {
 		reaper.Default.Unsubscribe(exits)
 		return nil, err
 	}

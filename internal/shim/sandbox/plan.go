@@ -132,6 +132,8 @@ func unsupportedLinux(b *bundle.Bundle) string {
 		return "systemd manages the control groups"
 	case !strings.HasPrefix(l.CgroupsPath, "/") || filepath.Clean(l.CgroupsPath) != l.CgroupsPath:
 		return "the path of the control group is not absolute"
+	case !strings.Contains(filepath.Base(l.CgroupsPath), filepath.Base(b.Dir)):
+		return "the control group is not the container's own" // Clean kills everything in it
 	case l.MountLabel != "":
 		return "the spec has an SELinux label of mounts"
 	case len(l.UIDMappings)+len(l.GIDMappings) > 0:

@@ -25,7 +25,7 @@ func newBundle() *bundle.Bundle {
 			Hostname: "web-0",
 			Process:  &specs.Process{Args: []string{"/pause"}, NoNewPrivileges: true},
 			Linux: &specs.Linux{
-				CgroupsPath: "/kubepods/pod1/a",
+				CgroupsPath: "/kubepods/pod1/bundle",
 				Namespaces: []specs.LinuxNamespace{
 					{Type: specs.MountNamespace}, {Type: specs.UTSNamespace}, {Type: specs.IPCNamespace},
 					{Type: specs.PIDNamespace}, {Type: specs.NetworkNamespace, Path: "/run/docker/netns/default"},
@@ -69,6 +69,7 @@ func TestNewPlanRejects(t *testing.T) {
 		"rlimits":        func(s *specs.Spec, _ *annotation.Container) { s.Process.Rlimits = []specs.POSIXRlimit{{}} },
 		"systemd":        func(s *specs.Spec, _ *annotation.Container) { s.Linux.CgroupsPath = "a.slice:docker:b" },
 		"unclean cgroup": func(s *specs.Spec, _ *annotation.Container) { s.Linux.CgroupsPath = "/a/../b" },
+		"other cgroup":   func(s *specs.Spec, _ *annotation.Container) { s.Linux.CgroupsPath = "/kubepods/pod1" },
 		"users": func(s *specs.Spec, _ *annotation.Container) {
 			s.Linux.UIDMappings = []specs.LinuxIDMapping{{}}
 		},
@@ -120,7 +121,8 @@ func TestStateKill(t *testing.T) {
 	}
 
 	dir := t.TempDir()
-	if err := writeState(dir, state{Pid: cmd.Process.Pid, Start: start, Cgroup: "/a"}); err != nil {
+	const group = "/cri-dockerd-test-missing"
+	if err := writeState(dir, state{Pid: cmd.Process.Pid, Start: start, Cgroup: group}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -131,18 +133,18 @@ func TestStateKill(t *testing.T) {
 
 	other := s
 	other.Start += "1"
-	if err := other.kill(t.Context()); err != nil || cmd.Process.Signal(unix.Signal(0)) != nil {
+	if err := other.kill(t.Context(), dir); err != nil || cmd.Process.Signal(unix.Signal(0)) != nil {
 		t.Errorf("a process with another start time: %v, or it was killed", err)
 	}
 
-	if err := s.kill(t.Context()); err != nil {
+	if err := s.kill(t.Context(), dir); err != nil {
 		t.Fatal(err)
 	}
 	if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
 		t.Errorf("the process ended with %v", err)
 	}
 
-	if err := s.kill(t.Context()); err != nil {
+	if err := s.kill(t.Context(), dir); err != nil {
 		t.Errorf("kill of an ended process: %v", err)
 	}
 }

@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -87,10 +86,6 @@ func startTime(pid int) (string, error) {
 	return fields[start-first], nil
 }
 
-// killTimeout bounds the wait for a killed process. Only one in an uninterruptible wait takes
-// longer.
-const killTimeout = 10 * time.Second
-
 // Clean kills the pause of a bundle after the end of its server, and removes its control group. It
 // returns the PID and the exit, as recorded by the server or as a kill. The error is os.ErrNotExist
 // if no pause was started in this bundle.
@@ -101,62 +96,13 @@ func Clean(ctx context.Context, dir string) (pid int, exit Exit, err error) {
 	}
 
 	if s.Exit == nil {
-		if err := s.kill(ctx); err != nil {
-			return s.Pid, exit, fmt.Errorf("kill pause %d: %w", s.Pid, err)
+		if err := s.kill(ctx, dir); err != nil {
+			return s.Pid, exit, fmt.Errorf("kill the pause: %w", err)
 		}
 		s.Exit = &Exit{128 + int(unix.SIGKILL), time.Now()}
 	}
 
 	return s.Pid, *s.Exit, removeGroup(s.Cgroup)
-}
-
-// kill kills the process of the state file and waits for its end.
-func (s state) kill(ctx context.Context) error {
-	if s.Pid <= 0 { // it was not started
-		return nil
-	}
-
-	fd, err := unix.PidfdOpen(s.Pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-
-	// The descriptor holds the process, so the start time is that of the process to kill.
-	start, err := startTime(s.Pid)
-	if err != nil || start != s.Start {
-		return nil //nolint:nilerr // the pause has ended, and perhaps its PID has another process
-	}
-
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return err
-	}
-
-	return waitPidfd(ctx, fd)
-}
-
-// waitPidfd waits for the end of a process (pidfd_open(2)).
-func waitPidfd(ctx context.Context, fd int) error {
-	const step = 50 * time.Millisecond
-	for deadline := time.Now().Add(killTimeout); time.Now().Before(deadline); {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(step.Milliseconds()))
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
-			return err
-		case n > 0:
-			return nil
-		}
-
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-	}
-
-	return fmt.Errorf("it does not end within %v", killTimeout)
 }
 
 // setOOMScore writes the oom_score_adj of a process.

@@ -33,11 +33,13 @@ func onThread(f func()) {
 	<-done
 }
 
-// fork starts the pause with these descriptors and returns its PID. The calling thread takes on all
-// properties of the pause before, so that nothing but execve runs in the new process.
-func (p *Plan) fork(files [3]uintptr) (pid int, err error) {
+// fork starts the pause with these descriptors in a control group and returns its PID. The calling
+// thread takes on all properties of the pause before, so that nothing but execve runs in the new
+// process.
+func (p *Plan) fork(g group, env []string, files [3]uintptr) (pid int, err error) {
 	onThread(func() {
 		for _, step := range []func() error{
+			g.enter,
 			p.joinNetNS,
 			p.unshare,
 			p.setSysctls,
@@ -53,7 +55,7 @@ func (p *Plan) fork(files [3]uintptr) (pid int, err error) {
 		}
 
 		// The program of the image, in its root and without privileges.
-		pid, err = syscall.ForkExec(p.args[0], p.args, &syscall.ProcAttr{Env: p.env, Files: files[:]}) //#nosec G204
+		pid, err = syscall.ForkExec(p.args[0], p.args, &syscall.ProcAttr{Env: env, Files: files[:]}) //#nosec G204
 		err = wrap(err, "execute %s", p.args[0])
 	})
 
