@@ -193,11 +193,11 @@ func (d *Driver) resume(e entry) error {
 		return err
 	}
 
-	if err := s.reconcile(); err != nil {
-		d.logger.Warn("cannot reconcile a container's log; lines may be duplicated", "container", e.Name, "err", err)
-	}
-
-	d.run(s)
+	s.lock() // until it is reconciled, so that no request moves output before
+	d.run(s, func() {
+		defer s.unlock()
+		s.reconcileLocked()
+	})
 
 	return nil
 }
@@ -228,7 +228,7 @@ func (d *Driver) start(ctx context.Context, e entry) error {
 
 	// The orphan's successor is already in the table: this process may be killed at any moment.
 	d.orphans.forget(e.Container)
-	d.run(s)
+	d.run(s, func() {})
 
 	return nil
 }
@@ -317,13 +317,15 @@ func (d *Driver) Reopen(ctx context.Context, container string) error {
 	return nil
 }
 
-// run registers a stream and runs it.
-func (d *Driver) run(s *stream) {
+// run registers a stream and runs it after prepare. Streams do not wait for each other, because the
+// disk of one may not respond.
+func (d *Driver) run(s *stream, prepare func()) {
 	d.mu.Lock()
 	d.streams[s.entry.FIFO] = s
 	d.metrics.streams.Set(float64(len(d.streams)))
 	d.mu.Unlock()
 	d.running.Go(func() {
+		prepare()
 		if engineEnded := s.run(); engineEnded {
 			d.orphanStream(s)
 		}

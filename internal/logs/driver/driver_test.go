@@ -124,8 +124,9 @@ func TestKilledAtAnyMoment(t *testing.T) {
 					}
 				}
 
-				_, next := newDriver(t, dir)
+				d, next := newDriver(t, dir)
 				e.http = next.http
+				d.awaitReconciled() // until then the log may end with a part of a line
 				print(before + waiting)
 				if renamed && written%2 == 0 { // and renames it back, without a response
 					eventually(t, "written", func() bool { return len(texts(t, old)) == len(want) })

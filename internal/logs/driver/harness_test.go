@@ -204,6 +204,14 @@ func newDriver(t *testing.T, dir string, change ...func(*Config)) (*Driver, *fak
 	return d, &fakeEngine{t: t, dir: dir, http: d.Handler()}
 }
 
+// awaitReconciled waits until all resumed streams are reconciled.
+func (d *Driver) awaitReconciled() {
+	for _, s := range d.all() {
+		s.lock()
+		s.unlock() //nolint:staticcheck // only to wait
+	}
+}
+
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); !cond(); {

@@ -2,14 +2,19 @@ package driver
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -181,4 +186,102 @@ func FuzzNext(f *testing.F) {
 			t.Errorf("%d of %d bytes: %+v", n, len(b), fr)
 		}
 	})
+}
+
+// hangOpens makes each open of a file in a directory wait until release is called, as on a disk
+// that does not respond. The test must not open any meanwhile (fanotify(7), FAN_OPEN_PERM).
+func hangOpens(t *testing.T, dir string) (release func()) {
+	t.Helper()
+	fd, err := unix.FanotifyInit(unix.FAN_CLASS_CONTENT|unix.FAN_CLOEXEC, unix.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	release = sync.OnceFunc(func() { unix.Close(fd) })
+	t.Cleanup(release)
+	err = unix.FanotifyMark(fd, unix.FAN_MARK_ADD, unix.FAN_OPEN_PERM|unix.FAN_EVENT_ON_CHILD, unix.AT_FDCWD, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	return release
+}
+
+// printMuch prints more than a FIFO holds. It fails if this blocks, which holds up a container.
+func (c *container) printMuch() {
+	c.e.t.Helper()
+	if err := c.fifo.SetWriteDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		c.e.t.Fatal(err)
+	}
+
+	for i := range 10000 {
+		c.print(fmt.Sprintf("line %06d %s", i, strings.Repeat("x", 200)))
+	}
+}
+
+// assertLastLine checks the end of a container's log.
+func (c *container) assertLastLine(want string) {
+	c.e.t.Helper()
+	if got := texts(c.e.t, c.log.String()); len(got) == 0 || got[len(got)-1] != "stdout F "+want {
+		c.e.t.Errorf("the log has %d lines and does not end with %q", len(got), want)
+	}
+}
+
+// TestDiskHangsInRotation expects that a container continues while the disk does not respond to a
+// rotation of its log.
+func TestDiskHangsInRotation(t *testing.T) {
+	t.Parallel()
+	d, e := newDriver(t, t.TempDir(), func(c *Config) { c.StallLimit = 50 * time.Millisecond })
+	c := e.container("aa")
+	c.start()
+	c.print("one")
+	eventually(t, "one line", func() bool { return len(texts(t, c.log.String())) == 1 })
+
+	if err := os.Rename(c.log.String(), c.log.String()+".20260102-030405"); err != nil {
+		t.Fatal(err)
+	}
+
+	release := hangOpens(t, filepath.Dir(c.log.String()))
+	reopened := make(chan error, 1)
+	go func() { reopened <- d.Reopen(context.Background(), c.id) }()
+	c.printMuch()
+	release()
+	if err := <-reopened; err != nil {
+		t.Error(err)
+	}
+	if d.droppedLines(reasonStalled) == 0 {
+		t.Error("no dropped line is counted")
+	}
+
+	c.print("after")
+	c.stop()
+	c.assertLastLine("after")
+}
+
+// TestDiskHangsAtStart replaces the process while the disk of one log does not respond. The other
+// containers' logs are written, and the container itself continues.
+func TestDiskHangsAtStart(t *testing.T) {
+	t.Parallel()
+	d, e := newDriver(t, t.TempDir())
+	hanging, other := e.container("aa"), e.container("bb")
+	for _, c := range []*container{hanging, other} {
+		c.start()
+		c.print("one")
+		eventually(t, "one line", func() bool { return len(texts(t, c.log.String())) == 1 })
+	}
+
+	d.Close()
+	release := hangOpens(t, filepath.Dir(hanging.log.String()))
+	d, next := newDriver(t, e.dir, func(c *Config) { c.StallLimit = 50 * time.Millisecond })
+	e.http = next.http
+	other.print("two")
+	other.stop()
+	other.assertLastLine("two")
+
+	hanging.printMuch()
+	release()
+	eventually(t, "the disk responds", func() bool { return d.droppedLines(reasonStalled) > 0 })
+	hanging.print("after")
+	hanging.stop()
+	hanging.assertLastLine("after")
 }

@@ -33,8 +33,8 @@ var (
 	errSettling = errors.New("the FIFO is empty after a recent log rotation")
 )
 
-// reopen starts a new file, unless the current one has not been renamed. It waits for a disk that
-// does not respond until ctx ends.
+// reopen starts a new file, unless the current one has not been renamed. It waits for an earlier
+// operation on a disk that does not respond until ctx ends.
 func (s *stream) reopen(ctx context.Context) error {
 	if err := s.lockFor(ctx); err != nil {
 		return fmt.Errorf("the disk does not respond: %w", err)
@@ -44,14 +44,18 @@ func (s *stream) reopen(ctx context.Context) error {
 	if s.closed {
 		return ErrUnknown
 	}
-	if err := s.rotateLocked(); err != nil {
-		return err
+
+	var err error
+	s.guardLocked(0, func() {
+		if err = s.rotateLocked(); err == nil {
+			s.saveEntryLocked()
+		}
+	})
+	if err == nil {
+		s.changed.notify()
 	}
 
-	s.changed.notify()
-	s.saveEntryLocked()
-
-	return nil
+	return err
 }
 
 func (s *stream) rotateLocked() error {

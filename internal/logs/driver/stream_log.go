@@ -88,13 +88,25 @@ func (s *stream) saveEntryLocked() {
 	}
 }
 
-// reconcile continues after a killed process: it consumes frames already written, but not yet
+// reconcileLocked continues after a killed process: it consumes frames already written, but not yet
 // consumed. Call it before run.
-func (s *stream) reconcile() error {
-	s.lock()
-	defer s.unlock()
-	err := s.continueInLocked(s.entry.Inode, s.entry.Before, s.skipWrittenLocked)
-	return errors.Join(err, s.table.save(&s.entry))
+func (s *stream) reconcileLocked() {
+	var written []byte // the end of the log
+	var err error
+	late := s.guardLocked(0, func() {
+		err = s.continueInLocked(s.entry.Inode, s.entry.Before, func(f *os.File) (err error) {
+			written, err = readTail(f)
+			return err
+		})
+		err = errors.Join(err, s.table.save(&s.entry))
+	})
+	if !late && len(written) > 0 { // otherwise nothing is written, or everything is consumed
+		err = errors.Join(err, s.skipWrittenLocked(written))
+	}
+
+	if err != nil {
+		s.logger.Warn("cannot reconcile a container's log; lines may be duplicated", "err", err)
+	}
 }
 
 // takeOver continues in the file of an earlier stream of the container, if there was one.
@@ -132,13 +144,8 @@ func (s *stream) continueInLocked(inode, before uint64, inspect func(*os.File) e
 	return err
 }
 
-// skipWrittenLocked consumes the frames already present at the end of f.
-func (s *stream) skipWrittenLocked(f *os.File) error {
-	written, err := readTail(f)
-	if err != nil {
-		return err
-	}
-
+// skipWrittenLocked consumes the frames already present at the end of a log.
+func (s *stream) skipWrittenLocked(written []byte) error {
 	b, err := s.buffers.get()
 	if err != nil {
 		return err
