@@ -113,7 +113,8 @@ func (h *hangNode) assertOthersWork(t *testing.T, name string) {
 	h.assertNoLeftovers(t, other)
 }
 
-// assertImagesWork pulls, inspects, lists and removes an image.
+// assertImagesWork pulls, inspects, lists and removes an image. Names given and taken away by others
+// are known soon.
 func (h *hangNode) assertImagesWork(ctx context.Context, t *testing.T, name string) {
 	t.Helper()
 	id, err := h.pull(ctx, h.image, nil)
@@ -131,6 +132,12 @@ func (h *hangNode) assertImagesWork(ctx context.Context, t *testing.T, name stri
 	if h.unlisted != (status.Code(err) == codes.Unavailable) || !h.unlisted && len(r.GetImages()) != 1 {
 		t.Errorf("%s: ListImages of one: %v, %v", name, r, err)
 	}
+
+	const other = "others:1"
+	h.docker(t, "tag", h.image, other)
+	eventually(t, "a name given by others", func() bool { return h.imageStatus(t, other).GetId() == id })
+	h.docker(t, "rmi", other)
+	eventually(t, "the end of a name taken away by others", func() bool { return h.imageStatus(t, other) == nil })
 
 	if err := h.removeImage(t, h.image); err != nil {
 		t.Errorf("%s: RemoveImage: %v", name, err)
