@@ -101,7 +101,8 @@ var allowedImports = map[string][]string{
 	"internal/shim/annotation": {},
 	"internal/shim/launcher":   {"internal/shim/annotation"},
 	"internal/shim/bundle":     {"internal/shim/annotation"},
-	"internal/shim/sandbox":    {"internal/shim/bundle"},
+	"internal/shim/sandbox":    {"internal/shim/bundle", "internal/shim/thread"},
+	"internal/shim/thread":     {},
 	"internal/shim/task": {
 		"internal/shim/bundle", "internal/shim/launcher", "internal/shim/sandbox",
 	},
@@ -155,11 +156,11 @@ var restricted = map[string]struct {
 		"command lines belong to cmd",
 	},
 	"github.com/coreos/go-systemd": {
-		[]string{"internal/process", "internal/logs/process", "internal/rpc"},
-		"process sends messages to systemd; servers take its sockets",
+		[]string{"internal/process", "internal/logs/process", "internal/rpc", "internal/shim/sandbox"},
+		"process sends messages to systemd; servers take its sockets; the shim starts scopes",
 	},
 	"github.com/godbus/dbus": {
-		[]string{"internal/systemd"},
+		[]string{"internal/systemd", "internal/shim/sandbox"},
 		"only systemd speaks D-Bus",
 	},
 	"google.golang.org/grpc/codes": {

@@ -149,6 +149,9 @@ func TestShimIsUsed(t *testing.T) {
 		if got := n.usesShim(t, pod); got != wants {
 			t.Errorf("pod under the shim: %v, condition ContainerdShim: %v", got, wants)
 		}
+		if wants {
+			n.assertRuncDoesNotKnow(t, pod)
+		}
 	})
 }
 

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -20,24 +21,33 @@ type group interface {
 	// enter moves the calling thread, so that its children start in the group. cgroup v2 moves
 	// processes only: there it does nothing.
 	enter() error
-	add(pid int) error
+	add(ctx context.Context, pid int) error
 	processes() ([]int, error)
-	update(r *specs.LinuxResources) error
+	update(ctx context.Context, r *specs.LinuxResources) error
 	freeze() error
 	thaw() error
 	stats() (any, error) // in containerd's form
-	remove() error
+	remove(ctx context.Context) error
 }
 
 // cgroupRoot is where cgroup v2 is mounted (cgroups(7)).
 const cgroupRoot = "/sys/fs/cgroup"
 
-// newGroup creates a control group with limits.
+// newGroup creates a control group with limits. With Docker's systemd driver it is that of a scope.
 func newGroup(path string, r *specs.LinuxResources) (group, error) {
 	if r == nil {
 		r = &specs.LinuxResources{}
 	}
 
+	g, err := createGroup(path, r)
+	if err == nil && strings.HasSuffix(path, scopeSuffix) {
+		g = scope{g, path, r}
+	}
+
+	return g, err
+}
+
+func createGroup(path string, r *specs.LinuxResources) (group, error) {
 	if cgroups.Mode() == cgroups.Unified {
 		m, err := cgroup2.NewManager(cgroupRoot, path, cgroup2.ToResources(r))
 		if err != nil {
@@ -56,6 +66,14 @@ func newGroup(path string, r *specs.LinuxResources) (group, error) {
 
 // findGroup returns the control group with this path. The error is os.ErrNotExist if there is none.
 func findGroup(path string) (group, error) {
+	g, err := loadGroup(path)
+	if err == nil && strings.HasSuffix(path, scopeSuffix) {
+		g = scope{g, path, nil}
+	}
+	return g, err
+}
+
+func loadGroup(path string) (group, error) {
 	if cgroups.Mode() == cgroups.Unified {
 		m, err := cgroup2.Load(path)
 		if err != nil {
@@ -76,12 +94,12 @@ func findGroup(path string) (group, error) {
 }
 
 // removeGroup removes a control group by its path. It succeeds if the group does not exist.
-func removeGroup(path string) error {
+func removeGroup(ctx context.Context, path string) error {
 	g, err := findGroup(path)
 	if err != nil {
 		return ignoreMissing(err)
 	}
-	return g.remove()
+	return g.remove(ctx)
 }
 
 // CanLimitHugepages reports whether the kernel limits huge pages of a size, such as "2MB". With
@@ -113,13 +131,14 @@ func hasHugepages(size string) bool {
 
 type groupV1 struct{ c cgroup1.Cgroup }
 
-func (g groupV1) enter() error                         { return g.c.AddTask(cgroup1.Process{Pid: unix.Gettid()}) }
-func (g groupV1) add(pid int) error                    { return g.c.AddProc(uint64(pid)) }
-func (g groupV1) update(r *specs.LinuxResources) error { return g.c.Update(r) }
-func (g groupV1) freeze() error                        { return g.c.Freeze() }
-func (g groupV1) thaw() error                          { return g.c.Thaw() }
-func (g groupV1) stats() (any, error)                  { return g.c.Stat(cgroup1.IgnoreNotExist) }
-func (g groupV1) remove() error                        { return ignoreMissing(g.c.Delete()) }
+func (g groupV1) add(_ context.Context, pid int) error                    { return g.c.AddProc(uint64(pid)) }
+func (g groupV1) update(_ context.Context, r *specs.LinuxResources) error { return g.c.Update(r) }
+func (g groupV1) freeze() error                                           { return g.c.Freeze() }
+func (g groupV1) thaw() error                                             { return g.c.Thaw() }
+func (g groupV1) stats() (any, error)                                     { return g.c.Stat(cgroup1.IgnoreNotExist) }
+func (g groupV1) remove(context.Context) error                            { return ignoreMissing(g.c.Delete()) }
+
+func (g groupV1) enter() error { return g.c.AddTask(cgroup1.Process{Pid: unix.Gettid()}) }
 
 // processes returns the processes of all hierarchies: a start may have reached only some of them.
 func (g groupV1) processes() ([]int, error) {
@@ -154,12 +173,14 @@ func (g groupV2) processes() ([]int, error) {
 }
 
 func (g groupV2) enter() error                         { return nil }
-func (g groupV2) add(pid int) error                    { return g.m.AddProc(uint64(pid)) }
-func (g groupV2) update(r *specs.LinuxResources) error { return g.m.Update(cgroup2.ToResources(r)) }
-func (g groupV2) freeze() error                        { return g.m.Freeze() }
-func (g groupV2) thaw() error                          { return g.m.Thaw() }
-func (g groupV2) stats() (any, error)                  { return g.m.Stat() }
-func (g groupV2) remove() error                        { return ignoreMissing(g.m.Delete()) }
+func (g groupV2) add(_ context.Context, pid int) error { return g.m.AddProc(uint64(pid)) }
+func (g groupV2) update(_ context.Context, r *specs.LinuxResources) error {
+	return g.m.Update(cgroup2.ToResources(r))
+}
+func (g groupV2) freeze() error                { return g.m.Freeze() }
+func (g groupV2) thaw() error                  { return g.m.Thaw() }
+func (g groupV2) stats() (any, error)          { return g.m.Stat() }
+func (g groupV2) remove(context.Context) error { return ignoreMissing(g.m.Delete()) }
 
 func ignoreMissing(err error) error {
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, cgroup1.ErrCgroupDeleted) {

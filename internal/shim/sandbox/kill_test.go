@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -62,7 +63,7 @@ func TestCleanKillsUnrecordedPause(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = g.remove() })
+	t.Cleanup(func() { _ = g.remove(context.Background()) })
 
 	if err := writeState(dir, state{Cgroup: plan.cgroup}); err != nil {
 		t.Fatal(err)
@@ -90,7 +91,7 @@ func TestKillGroup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = g.remove() })
+	t.Cleanup(func() { _ = g.remove(context.Background()) })
 
 	var pids []int
 	for range 2 {
@@ -99,7 +100,7 @@ func TestKillGroup(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = cmd.Process.Kill() })
-		if err := g.add(cmd.Process.Pid); err != nil {
+		if err := g.add(t.Context(), cmd.Process.Pid); err != nil {
 			t.Fatal(err)
 		}
 		pids = append(pids, cmd.Process.Pid)

@@ -56,7 +56,7 @@ type Exit struct {
 
 // Start starts the pause. The caller must call Finish on a goroutine of its own. A failed start
 // leaves nothing behind.
-func Start(plan *Plan, dir string, io Stdio) (p *Pause, err error) {
+func Start(ctx context.Context, plan *Plan, dir string, io Stdio) (p *Pause, err error) {
 	files, closeFiles, err := open(io)
 	if err != nil {
 		return nil, err
@@ -76,11 +76,11 @@ func Start(plan *Plan, dir string, io Stdio) (p *Pause, err error) {
 		ended:  make(chan struct{}),
 	}
 	if p.group, err = newGroup(plan.cgroup, plan.limits); err != nil {
-		return nil, errors.Join(err, removeGroup(plan.cgroup))
+		return nil, errors.Join(err, removeGroup(ctx, plan.cgroup))
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, awaitEmpty(p.group), p.group.remove())
+			err = errors.Join(err, awaitEmpty(p.group), p.group.remove(context.WithoutCancel(ctx)))
 		}
 	}()
 
@@ -98,7 +98,7 @@ func Start(plan *Plan, dir string, io Stdio) (p *Pause, err error) {
 
 	p.signal = func(s unix.Signal) error { return process.Signal(s) }
 	go p.awaitExit(exits)
-	if err := p.complete(plan); err != nil {
+	if err := p.complete(ctx, plan); err != nil {
 		return nil, errors.Join(err, p.kill())
 	}
 
@@ -133,17 +133,17 @@ func (p *Pause) Finish(publish func(Exit)) error {
 }
 
 // complete gives the running process what it cannot inherit.
-func (p *Pause) complete(plan *Plan) error {
+func (p *Pause) complete(ctx context.Context, plan *Plan) error {
 	start, err := startTime(p.Pid)
 	if err != nil {
 		return err
 	}
 
 	return errors.Join(
-		p.group.add(p.Pid),
+		writeState(p.Bundle, state{Pid: p.Pid, Start: start, Cgroup: plan.cgroup}),
+		p.group.add(ctx, p.Pid),
 		setOOMScore(p.Pid, plan.oomScore),
 		checkAppArmor(p.Pid, plan.apparmor),
-		writeState(p.Bundle, state{Pid: p.Pid, Start: start, Cgroup: plan.cgroup}),
 	)
 }
 
@@ -267,16 +267,18 @@ func (p *Pause) kill() error {
 }
 
 // Update changes the limits of the pause.
-func (p *Pause) Update(r *specs.LinuxResources) error { return p.group.update(r) }
+func (p *Pause) Update(ctx context.Context, r *specs.LinuxResources) error {
+	return p.group.update(ctx, r)
+}
 
 // Stats returns the usage of the pause in containerd's form, a message of its API.
 func (p *Pause) Stats() (any, error) { return p.group.stats() }
 
 // Delete removes the control group of a stopped pause.
-func (p *Pause) Delete() (Exit, error) {
+func (p *Pause) Delete(ctx context.Context) (Exit, error) {
 	status, exit := p.State()
 	if status != Stopped {
 		return exit, fmt.Errorf("pause %d is running: %w", p.Pid, errdefs.ErrFailedPrecondition)
 	}
-	return exit, p.group.remove()
+	return exit, p.group.remove(ctx)
 }

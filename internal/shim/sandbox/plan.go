@@ -74,6 +74,10 @@ func NewPlan(b *bundle.Bundle) (p *Plan, reason string) {
 	// Docker adds the primary group for programs that change their group. The pause cannot.
 	p.groups = slices.DeleteFunc(slices.Clone(p.groups), func(g uint32) bool { return g == p.gid })
 
+	if b.UsesSystemd() {
+		p.cgroup, _ = scopePath(p.cgroup) // unsupported has checked it
+	}
+
 	if reason := p.setNamespaces(s, b.Want.Sandbox.NetNS); reason != "" {
 		return nil, reason
 	}
@@ -129,11 +133,16 @@ func unsupportedLinux(b *bundle.Bundle) string {
 	l := b.Spec.Linux
 	switch {
 	case b.UsesSystemd():
-		return "systemd manages the control groups"
+		if reason := unsupportedScope(b); reason != "" {
+			return reason
+		}
 	case !strings.HasPrefix(l.CgroupsPath, "/") || filepath.Clean(l.CgroupsPath) != l.CgroupsPath:
 		return "the path of the control group is not absolute"
 	case !strings.Contains(filepath.Base(l.CgroupsPath), filepath.Base(b.Dir)):
 		return "the control group is not the container's own" // Clean kills everything in it
+	}
+
+	switch {
 	case l.MountLabel != "":
 		return "the spec has an SELinux label of mounts"
 	case len(l.UIDMappings)+len(l.GIDMappings) > 0:
@@ -146,6 +155,19 @@ func unsupportedLinux(b *bundle.Bundle) string {
 		if !isIPCSysctl(name) {
 			return fmt.Sprintf("sysctl %s does not belong to the IPC namespace", name)
 		}
+	}
+
+	return ""
+}
+
+// unsupportedScope returns the reason why systemd cannot manage the control group of a pause.
+func unsupportedScope(b *bundle.Bundle) string {
+	path, err := scopePath(b.Spec.Linux.CgroupsPath)
+	switch {
+	case err != nil:
+		return fmt.Sprintf("control group: %v", err)
+	case !strings.Contains(filepath.Base(path), filepath.Base(b.Dir)):
+		return "the control group is not the container's own"
 	}
 
 	return ""

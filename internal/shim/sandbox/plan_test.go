@@ -67,7 +67,8 @@ func TestNewPlanRejects(t *testing.T) {
 		"terminal":       func(s *specs.Spec, _ *annotation.Container) { s.Process.Terminal = true },
 		"SELinux":        func(s *specs.Spec, _ *annotation.Container) { s.Process.SelinuxLabel = "a" },
 		"rlimits":        func(s *specs.Spec, _ *annotation.Container) { s.Process.Rlimits = []specs.POSIXRlimit{{}} },
-		"systemd":        func(s *specs.Spec, _ *annotation.Container) { s.Linux.CgroupsPath = "a.slice:docker:b" },
+		"other scope":    func(s *specs.Spec, _ *annotation.Container) { s.Linux.CgroupsPath = "a.slice:docker:b" },
+		"no slice":       func(s *specs.Spec, _ *annotation.Container) { s.Linux.CgroupsPath = "a/b:docker:bundle" },
 		"unclean cgroup": func(s *specs.Spec, _ *annotation.Container) { s.Linux.CgroupsPath = "/a/../b" },
 		"other cgroup":   func(s *specs.Spec, _ *annotation.Container) { s.Linux.CgroupsPath = "/kubepods/pod1" },
 		"users": func(s *specs.Spec, _ *annotation.Container) {

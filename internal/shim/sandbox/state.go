@@ -102,7 +102,7 @@ func Clean(ctx context.Context, dir string) (pid int, exit Exit, err error) {
 		s.Exit = &Exit{128 + int(unix.SIGKILL), time.Now()}
 	}
 
-	return s.Pid, *s.Exit, removeGroup(s.Cgroup)
+	return s.Pid, *s.Exit, removeGroup(ctx, s.Cgroup)
 }
 
 // setOOMScore writes the oom_score_adj of a process.

@@ -11,33 +11,15 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"cri-dockerd/internal/shim/thread"
 )
-
-// onThread calls f on a new thread, which ends afterwards. f may change everything that a thread
-// does not share. It never gets the main thread of the process: that one does not end, and /proc
-// shows its credentials and namespaces as those of the process.
-func onThread(f func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			defer runtime.UnlockOSThread()
-			onThread(f)
-			return
-		}
-
-		f() // the thread ends with its goroutine, since it stays locked
-	}()
-	<-done
-}
 
 // fork starts the pause with these descriptors in a control group and returns its PID. The calling
 // thread takes on all properties of the pause before, so that nothing but execve runs in the new
 // process.
 func (p *Plan) fork(g group, env []string, files [3]uintptr) (pid int, err error) {
-	onThread(func() {
+	thread.Run(func() {
 		for _, step := range []func() error{
 			g.enter,
 			p.joinNetNS,

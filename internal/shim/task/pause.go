@@ -54,7 +54,7 @@ func (s *Service) createPause(
 	ctx context.Context, r *api.CreateTaskRequest, plan *sandbox.Plan,
 ) (*api.CreateTaskResponse, error) {
 	io := sandbox.Stdio{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr}
-	p, err := sandbox.Start(plan, r.Bundle, io)
+	p, err := sandbox.Start(ctx, plan, r.Bundle, io)
 	if err != nil {
 		return nil, errgrpc.ToGRPC(fmt.Errorf("start the pause: %w", err))
 	}
@@ -114,7 +114,7 @@ func (s *Service) deletePause(
 		return nil, err
 	}
 
-	exit, err := p.Delete()
+	exit, err := p.Delete(ctx)
 	if err != nil {
 		return nil, errgrpc.ToGRPC(err)
 	}
@@ -251,7 +251,7 @@ func (s *Service) Update(ctx context.Context, r *api.UpdateTaskRequest) (*emptyp
 		return nil, errgrpc.ToGRPC(fmt.Errorf("resources of type %T: %w", v, errdefs.ErrInvalidArgument))
 	}
 
-	return &emptypb.Empty{}, errgrpc.ToGRPC(p.Update(limits))
+	return &emptypb.Empty{}, errgrpc.ToGRPC(p.Update(ctx, limits))
 }
 
 // Pause freezes a container.
