@@ -103,11 +103,13 @@ var allowedImports = map[string][]string{
 	"internal/shim/bundle":     {"internal/shim/annotation"},
 	"internal/shim/sandbox":    {"internal/shim/bundle", "internal/shim/thread"},
 	"internal/shim/thread":     {},
+	"internal/shim/idmap":      {"internal/shim/annotation", "internal/shim/thread"},
 	"internal/shim/task": {
-		"internal/shim/bundle", "internal/shim/launcher", "internal/shim/sandbox",
+		"internal/shim/annotation", "internal/shim/bundle", "internal/shim/idmap", "internal/shim/launcher",
+		"internal/shim/sandbox",
 	},
 	"internal/shim/server": {
-		"internal/shim/annotation", "internal/shim/sandbox", "internal/shim/task",
+		"internal/shim/annotation", "internal/shim/idmap", "internal/shim/sandbox", "internal/shim/task",
 	},
 	"cmd/containerd-shim-cri-dockerd-v1":     {"internal/shim/launcher"},
 	"cmd/containerd-shim-cri-dockerd-server": {"internal/shim/server"},
@@ -144,7 +146,7 @@ var restricted = map[string]struct {
 		"only podnet uses CNI",
 	},
 	"github.com/containerd/containerd": {
-		[]string{"internal/shim/server", "internal/shim/task", "internal/shim/sandbox"},
+		[]string{"internal/shim/server", "internal/shim/task", "internal/shim/sandbox", "internal/shim/idmap"},
 		"only the shim server uses containerd's packages",
 	},
 	"k8s.io/cri-streaming": {

@@ -5,10 +5,13 @@ package annotation
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -47,6 +50,11 @@ type Container struct {
 	// RecursiveReadOnly are the paths of read-only mounts in the container whose submounts must be
 	// read-only, too. Docker rejects such mounts for shims selected by name.
 	RecursiveReadOnly []string `json:"recursiveReadOnly,omitempty"`
+	// UserNS is the user namespace of the pod, nil for the node's.
+	UserNS *UserNS `json:"userns,omitempty"`
+	// IDMapped are the paths of mounts in the container whose files have the owners of the user
+	// namespace.
+	IDMapped []string `json:"idMapped,omitempty"`
 	// Sandbox is set for the pause of a pod.
 	Sandbox *Sandbox `json:"sandbox,omitempty"`
 }
@@ -55,6 +63,18 @@ type Container struct {
 type Sandbox struct {
 	// NetNS is the path of the network namespace to join, "" for that of the spec.
 	NetNS string `json:"netns,omitempty"`
+}
+
+// UserNS describes a user namespace. It maps the IDs from 0 on to those of the node.
+type UserNS struct {
+	UIDs IDs `json:"uids"`
+	GIDs IDs `json:"gids"`
+}
+
+// IDs is a range of users or groups of the node.
+type IDs struct {
+	First uint32 `json:"first"`
+	Size  uint32 `json:"size"`
 }
 
 // wire is the annotation's form.
@@ -66,7 +86,7 @@ type wire struct {
 // IsZero reports whether c changes nothing.
 func (c Container) IsZero() bool {
 	return c.StrictGroups == nil && len(c.Ambient) == 0 && len(c.Unified) == 0 && len(c.Hugepages) == 0 &&
-		len(c.RecursiveReadOnly) == 0 && c.Sandbox == nil
+		len(c.RecursiveReadOnly) == 0 && c.UserNS == nil && len(c.IDMapped) == 0 && c.Sandbox == nil
 }
 
 // Encode returns the value of the annotation. It returns an error for values that Parse rejects.
@@ -173,11 +193,11 @@ func (c Container) check() error {
 	if c.StrictGroups != nil && len(*c.StrictGroups) > maxGroups {
 		return fmt.Errorf("%d groups, the maximum is %d", len(*c.StrictGroups), maxGroups)
 	}
-	if max(len(c.Ambient), len(c.Unified), len(c.Hugepages), len(c.RecursiveReadOnly)) > maxEntries {
+	if max(len(c.Ambient), len(c.Unified), len(c.Hugepages), len(c.RecursiveReadOnly), len(c.IDMapped)) > maxEntries {
 		return fmt.Errorf("more than %d entries in one list", maxEntries)
 	}
 
-	for _, p := range c.RecursiveReadOnly {
+	for _, p := range slices.Concat(c.RecursiveReadOnly, c.IDMapped) {
 		if err := checkPath(p); err != nil {
 			return fmt.Errorf("mount: %w", err)
 		}
@@ -204,7 +224,26 @@ func (c Container) check() error {
 		}
 	}
 
-	return c.Sandbox.check()
+	if len(c.IDMapped) > 0 && c.UserNS == nil {
+		return errors.New("mapped mounts need a user namespace")
+	}
+
+	return cmp.Or(c.UserNS.check(), c.Sandbox.check())
+}
+
+func (u *UserNS) check() error {
+	if u == nil {
+		return nil
+	}
+	return cmp.Or(u.UIDs.check("user"), u.GIDs.check("group"))
+}
+
+// check rejects ranges with root of the node, and with the invalid ID -1 (credentials(7)).
+func (r IDs) check(kind string) error {
+	if r.First == 0 || r.Size == 0 || uint64(r.First)+uint64(r.Size) > math.MaxUint32 {
+		return fmt.Errorf("%d %ss from %d on cannot be mapped", r.Size, kind, r.First)
+	}
+	return nil
 }
 
 func (s *Sandbox) check() error {

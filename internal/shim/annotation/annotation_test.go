@@ -13,6 +13,10 @@ func TestRoundTrip(t *testing.T) {
 		"no groups": {StrictGroups: &[]uint32{}},
 		"groups":    {StrictGroups: &[]uint32{0, 1000, 1<<32 - 1}},
 		"sandbox":   {Sandbox: &Sandbox{NetNS: "/run/cri-dockerd/netns/new-1"}},
+		"userns": {
+			UserNS:   &UserNS{UIDs: IDs{First: 65536, Size: 65536}, GIDs: IDs{First: 1, Size: 1<<32 - 2}},
+			IDMapped: []string{"/data"},
+		},
 		"all": {
 			Ambient:   []string{"CAP_NET_BIND_SERVICE"},
 			Unified:   map[string]string{"memory.oom.group": "1", "hugetlb.2MB.max": "0"},
@@ -62,6 +66,10 @@ func TestParseRejects(t *testing.T) {
 		"unclean mount":       `{"v":1,"recursiveReadOnly":["/a/"]}`,
 		"relative namespace":  `{"v":1,"sandbox":{"netns":"run/netns"}}`,
 		"unclean namespace":   `{"v":1,"sandbox":{"netns":"/run/../netns"}}`,
+		"root of the node":    `{"v":1,"userns":{"uids":{"first":0,"size":1},"gids":{"first":1,"size":1}}}`,
+		"no groups":           `{"v":1,"userns":{"uids":{"first":1,"size":1}}}`,
+		"invalid user":        `{"v":1,"userns":{"uids":{"first":1,"size":4294967295},"gids":{"first":1,"size":1}}}`,
+		"mapped without map":  `{"v":1,"idMapped":["/a"]}`,
 		"too long":            `{"v":1,"unified":{"a.b":"` + strings.Repeat("x", maxSize) + `"}}`,
 		"long value":          `{"v":1,"unified":{"a.b":"` + strings.Repeat("x", maxUnifiedValue+1) + `"}}`,
 	} {

@@ -76,8 +76,8 @@ func (b *Bundle) UsesSystemd() bool {
 
 // Apply writes the spec with the properties of the annotation. It does nothing if there are none.
 // Limits of huge pages without support of the kernel are left out: an OCI runtime would fail even
-// for a limit of 0, and the daemon reports the others.
-func (b *Bundle) Apply(canLimit func(pageSize string) bool) error {
+// for a limit of 0, and the daemon reports the others. users is nil without a user namespace.
+func (b *Bundle) Apply(canLimit func(pageSize string) bool, users *Users) error {
 	want := b.Want
 	want.Hugepages = maps.Clone(want.Hugepages)
 	maps.DeleteFunc(want.Hugepages, func(size string, _ uint64) bool { return !canLimit(size) })
@@ -86,37 +86,49 @@ func (b *Bundle) Apply(canLimit func(pageSize string) bool) error {
 		return nil
 	}
 
-	err := edit(b.raw, "process", func(p *object) error { return editProcess(*p, want) })
-	if err == nil && joins {
-		err = edit(b.raw, "linux", func(l *object) error {
+	var steps []func() error
+	add := func(isNeeded bool, step func() error) {
+		if isNeeded {
+			steps = append(steps, step)
+		}
+	}
+
+	add(true, func() error {
+		return edit(b.raw, "process", func(p *object) error { return editProcess(*p, want) })
+	})
+	add(joins, func() error {
+		return edit(b.raw, "linux", func(l *object) error {
 			return edit(*l, "namespaces", func(all *[]specs.LinuxNamespace) error {
-				*all = joinNetNS(*all, b.Want.Sandbox.NetNS)
+				*all = replaceNamespace(*all, specs.NetworkNamespace, b.Want.Sandbox.NetNS)
 				return nil
 			})
 		})
-	}
-
-	if err == nil && len(want.RecursiveReadOnly) > 0 {
-		err = edit(b.raw, "mounts", func(all *[]object) error { return makeRecursive(*all, want.RecursiveReadOnly) })
-	}
-
-	if err == nil && len(want.Unified)+len(want.Hugepages) > 0 {
-		err = edit(b.raw, "linux", func(l *object) error {
+	})
+	add(len(want.RecursiveReadOnly) > 0, func() error {
+		return edit(b.raw, "mounts", func(all *[]object) error { return makeRecursive(*all, want.RecursiveReadOnly) })
+	})
+	add(len(want.Unified)+len(want.Hugepages) > 0, func() error {
+		return edit(b.raw, "linux", func(l *object) error {
 			return edit(*l, "resources", func(r *object) error { return editResources(*r, want) })
 		})
-	}
+	})
+	add(users != nil, func() error { return b.setUsers(users) })
 
-	if err != nil {
-		return fmt.Errorf("spec of %s: %w", b.Dir, err)
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return fmt.Errorf("spec of %s: %w", b.Dir, err)
+		}
 	}
 
 	return b.write()
 }
 
-// joinNetNS returns the namespaces with this network namespace.
-func joinNetNS(all []specs.LinuxNamespace, path string) []specs.LinuxNamespace {
-	all = slices.DeleteFunc(all, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
-	return append(all, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: path})
+// replaceNamespace returns the namespaces with this one. A new one has no path.
+func replaceNamespace(
+	all []specs.LinuxNamespace, kind specs.LinuxNamespaceType, path string,
+) []specs.LinuxNamespace {
+	all = slices.DeleteFunc(all, func(n specs.LinuxNamespace) bool { return n.Type == kind })
+	return append(all, specs.LinuxNamespace{Type: kind, Path: path})
 }
 
 // makeRecursive makes read-only mounts recursively read-only (OCI runtime specification, option

@@ -37,7 +37,7 @@ func apply(t *testing.T, spec map[string]any, want string) (map[string]any, erro
 	t.Helper()
 	b, err := Open(write(t, spec, want))
 	if err == nil {
-		err = b.Apply(func(size string) bool { return size != "16GB" })
+		err = b.Apply(func(size string) bool { return size != "16GB" }, nil)
 	}
 
 	if err != nil {

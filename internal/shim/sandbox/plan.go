@@ -145,7 +145,7 @@ func unsupportedLinux(b *bundle.Bundle) string {
 	switch {
 	case l.MountLabel != "":
 		return "the spec has an SELinux label of mounts"
-	case len(l.UIDMappings)+len(l.GIDMappings) > 0:
+	case len(l.UIDMappings)+len(l.GIDMappings) > 0 || b.Want.UserNS != nil:
 		return "the spec has a user namespace"
 	case l.IntelRdt != nil || l.Personality != nil || len(l.TimeOffsets) > 0:
 		return "the spec has unusual properties"

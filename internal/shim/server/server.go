@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/plugin/registry"
 
 	"cri-dockerd/internal/shim/annotation"
+	"cri-dockerd/internal/shim/idmap"
 	"cri-dockerd/internal/shim/sandbox"
 	own "cri-dockerd/internal/shim/task"
 )
@@ -75,6 +76,10 @@ func (actions) Start(context.Context, *bootapi.BootstrapParams) (*bootapi.Bootst
 func (a actions) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 	dir, err := os.Getwd()
 	if err != nil {
+		return shim.StopStatus{}, err
+	}
+
+	if err := idmap.Clean(id); err != nil { // of a server that was killed while it created the container
 		return shim.StopStatus{}, err
 	}
 

@@ -5,6 +5,7 @@ package task
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"cri-dockerd/internal/shim/bundle"
+	"cri-dockerd/internal/shim/idmap"
 	"cri-dockerd/internal/shim/launcher"
 	"cri-dockerd/internal/shim/sandbox"
 )
@@ -38,6 +40,7 @@ type Service struct {
 type container struct {
 	bundle string // its directory
 	exec   bundle.Exec
+	root   string // the engine's root of a container with a user namespace, "" for others
 }
 
 // New returns a service in front of runc's. publisher receives the events of pauses until ctx ends.
@@ -85,21 +88,31 @@ func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.Cr
 // createRunc lets runc create a container from the edited spec.
 func (s *Service) createRunc(
 	ctx context.Context, r *api.CreateTaskRequest, b *bundle.Bundle,
-) (*api.CreateTaskResponse, error) {
-	if err := b.Apply(sandbox.CanLimitHugepages); err != nil {
+) (_ *api.CreateTaskResponse, err error) {
+	users, closeUsers, err := mapUsers(r.ID, b)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	defer func() {
+		closeErr := closeUsers() // runc has mounts of its own
+		if err != nil {
+			closeErr = errors.Join(closeErr, idmap.Clean(r.ID))
+		}
+		if closeErr != nil {
+			log.G(ctx).WithError(closeErr).WithField("id", r.ID).Error("remove the mapped mounts")
+		}
+	}()
+
+	if err := b.Apply(sandbox.CanLimitHugepages, users); err != nil {
 		return nil, errgrpc.ToGRPC(err)
 	}
 
-	if b.UsesSystemd() && r.Options == nil { // Docker sends no options for a shim selected by name
-		o, err := typeurl.MarshalAny(&options.Options{SystemdCgroup: true})
-		if err != nil {
-			return nil, errgrpc.ToGRPC(err)
-		}
-		r.Options = &anypb.Any{TypeUrl: o.GetTypeUrl(), Value: o.GetValue()}
+	if r.Options, err = runcOptions(r.Options, b); err != nil {
+		return nil, errgrpc.ToGRPC(err)
 	}
 
 	s.mu.Lock()
-	s.containers[r.ID] = container{r.Bundle, b.Exec()}
+	s.containers[r.ID] = newContainer(b)
 	s.mu.Unlock()
 
 	resp, err := s.TTRPCTaskService.Create(ctx, r)
@@ -108,6 +121,33 @@ func (s *Service) createRunc(
 	}
 
 	return resp, err
+}
+
+// runcOptions returns the options of runc. Docker sends none for a shim selected by name.
+func runcOptions(sent *anypb.Any, b *bundle.Bundle) (*anypb.Any, error) {
+	o := &options.Options{SystemdCgroup: b.UsesSystemd()}
+	if b.Want.UserNS != nil { // the process may open its output again (/dev/stdout)
+		o.IoUid, o.IoGid = b.Want.UserNS.UIDs.First, b.Want.UserNS.GIDs.First
+	}
+
+	if sent != nil || proto.Equal(o, &options.Options{}) {
+		return sent, nil
+	}
+
+	out, err := typeurl.MarshalAny(o)
+	if err != nil {
+		return nil, err
+	}
+
+	return &anypb.Any{TypeUrl: out.GetTypeUrl(), Value: out.GetValue()}, nil
+}
+
+func newContainer(b *bundle.Bundle) container {
+	c := container{bundle: b.Dir, exec: b.Exec()}
+	if b.Want.UserNS != nil {
+		c.root = b.Spec.Root.Path
+	}
+	return c
 }
 
 func (s *Service) forget(id string) {
@@ -124,8 +164,15 @@ func (s *Service) Exec(ctx context.Context, r *api.ExecProcessRequest) (*emptypb
 	}
 
 	s.mu.Lock()
-	x := s.containers[r.ID].exec
+	c := s.containers[r.ID]
 	s.mu.Unlock()
+	if c.root != "" { // the engine has read the users in /etc
+		if err := idmap.Refresh(c.root); err != nil {
+			log.G(ctx).WithError(err).WithField("id", r.ID).Warn("refresh the engine's root")
+		}
+	}
+
+	x := c.exec
 	if !x.IsZero() && r.Spec != nil {
 		process, err := x.Edit(r.Spec.Value)
 		if err != nil {
@@ -149,6 +196,10 @@ func (s *Service) Delete(ctx context.Context, r *api.DeleteRequest) (*api.Delete
 	resp, err := s.TTRPCTaskService.Delete(ctx, r)
 	if err == nil && r.ExecID == "" {
 		s.forget(r.ID)
+		if err := idmap.Clean(r.ID); err != nil { // the action "delete" tries again
+			log.G(ctx).WithError(err).WithField("id", r.ID).Error("remove the mapped mounts")
+			return resp, nil
+		}
 		recordDeletion(ctx, dir, resp)
 	}
 

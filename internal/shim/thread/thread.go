@@ -1,5 +1,5 @@
-// Package thread runs functions on threads of their own. They may change what the kernel keeps for a
-// thread: namespaces, root directory, credentials, control groups.
+// Package thread runs functions on threads of their own. They may change what the kernel keeps for
+// each thread: namespaces, root directory, credentials, control groups.
 package thread
 
 import (
