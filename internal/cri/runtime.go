@@ -97,6 +97,7 @@ func runtimeHandlers(h model.Host) []*runtimeapi.RuntimeHandler {
 	handlers := []*runtimeapi.RuntimeHandler{{
 		Features: &runtimeapi.RuntimeHandlerFeatures{
 			RecursiveReadOnlyMounts: h.RecursiveReadOnly() || h.Shim.IsActive(),
+			UserNamespaces:          h.UserNSProblem() == "",
 		},
 	}}
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/translate"
@@ -32,26 +33,40 @@ func (e *Engine) shim(ctx context.Context, h model.Host) (model.Shim, error) {
 	trial, cancel := context.WithTimeout(ctx, shimTrialTimeout)
 	defer cancel()
 
-	err := e.tryShim(trial)
+	image, err := e.embeddedPause(trial) // independent of registries
 	if err != nil && isUnanswered(trial, err) {
 		return s, wrap(err, "try the containerd shim")
 	}
-
 	if err != nil {
 		s.Problem = err.Error()
+		return s, nil
 	}
 
-	return s, nil
+	var g errgroup.Group
+	for problem, create := range map[*string]func(model.PauseImage) (*translate.Create, error){
+		&s.Problem:       translate.NewShimTrial,
+		&s.UserNSProblem: translate.NewUserNSTrial,
+	} {
+		g.Go(func() error {
+			err := e.tryContainer(trial, image, create)
+			if err != nil && isUnanswered(trial, err) {
+				return wrap(err, "try the containerd shim")
+			}
+			if err != nil {
+				*problem = err.Error()
+			}
+			return nil
+		})
+	}
+
+	return s, g.Wait()
 }
 
-// tryShim starts and removes a container under the shim.
-func (e *Engine) tryShim(ctx context.Context) (err error) {
-	image, err := e.embeddedPause(ctx) // independent of registries
-	if err != nil {
-		return err
-	}
-
-	trial, err := translate.NewShimTrial(image)
+// tryContainer starts and removes a container.
+func (e *Engine) tryContainer(
+	ctx context.Context, image model.PauseImage, newTrial func(model.PauseImage) (*translate.Create, error),
+) (err error) {
+	trial, err := newTrial(image)
 	if err != nil {
 		return err
 	}

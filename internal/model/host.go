@@ -1,6 +1,7 @@
 package model
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,6 +38,9 @@ type Host struct {
 type Shim struct {
 	Mode    string // of --containers: "shim", "auto", "engine" or "" for "engine"
 	Problem string // why containers cannot run under the shim, "" if they can
+	// UserNSProblem is the reason why pods under the shim cannot have a user namespace, "" if they
+	// can.
+	UserNSProblem string
 }
 
 // IsActive reports whether new pods run under the shim.
@@ -47,6 +51,14 @@ func (s Shim) IsWanted() bool { return s.Mode == "shim" || s.Mode == "auto" }
 
 // IsRequired reports whether new pods must not run without the shim.
 func (s Shim) IsRequired() bool { return s.Mode == "shim" }
+
+// UserNSProblem returns the reason why pods cannot have a user namespace, "" if they can.
+func (h Host) UserNSProblem() string {
+	if !h.Shim.IsActive() {
+		return "they need the containerd shim (" + cmp.Or(h.Shim.Problem, "--containers=engine") + ")"
+	}
+	return h.Shim.UserNSProblem
+}
 
 // Has reports whether the engine has a security option: "apparmor", "seccomp", "selinux",
 // "rootless" or "userns".

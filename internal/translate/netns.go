@@ -37,6 +37,8 @@ func EngineNetNS(r *runtimeapi.RunPodSandboxRequest, h model.Host) (reason strin
 		return "the pod has an AppArmor profile of its own"
 	case sc.GetSelinuxOptions() != nil:
 		return "the pod has SELinux options of its own"
+	case podUserNS(sc.GetNamespaceOptions()) != nil: // only the owner of a network namespace mounts its /sys
+		return "the pod has a user namespace"
 	}
 
 	return ""

@@ -206,7 +206,10 @@ func Misfit(name string, labels map[string]string) string {
 
 // readNamespaces restores the pod's namespace options.
 func readNamespaces(h *container.HostConfig, r *sandboxRecord) *runtimeapi.NamespaceOption {
-	o := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode(runtimeapi.NamespaceMode_value[r.Pid])}
+	o := &runtimeapi.NamespaceOption{
+		Pid:           runtimeapi.NamespaceMode(runtimeapi.NamespaceMode_value[r.Pid]),
+		UsernsOptions: r.UserNS,
+	}
 	if h.PidMode.IsHost() {
 		o.Pid = runtimeapi.NamespaceMode_NODE
 	}

@@ -95,7 +95,8 @@ func readMounts(in container.InspectResponse, volumes []model.ImageVolume) []*ru
 	for _, m := range in.HostConfig.Mounts {
 		recursive[m.Target] = m.BindOptions != nil && m.BindOptions.ReadOnlyForceRecursive
 	}
-	for _, target := range recursiveByShim(in.HostConfig) {
+	uids, gids, mapped := readMappings(in.HostConfig)
+	for _, target := range readAnnotation(in.HostConfig).RecursiveReadOnly {
 		recursive[target] = true
 	}
 
@@ -110,14 +111,19 @@ func readMounts(in container.InspectResponse, volumes []model.ImageVolume) []*ru
 			continue
 		}
 
-		out = append(out, &runtimeapi.Mount{
+		read := &runtimeapi.Mount{
 			HostPath:          m.Source,
 			ContainerPath:     m.Destination,
 			Readonly:          !m.RW,
 			Propagation:       readPropagation(m.Propagation),
 			RecursiveReadOnly: recursive[m.Destination],
 			SelinuxRelabel:    relabelled[m.Destination],
-		})
+		}
+		if slices.Contains(mapped, m.Destination) {
+			read.UidMappings, read.GidMappings = uids, gids
+		}
+
+		out = append(out, read)
 	}
 
 	slices.SortFunc(out, func(a, b *runtimeapi.Mount) int { return strings.Compare(a.ContainerPath, b.ContainerPath) })

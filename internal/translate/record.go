@@ -43,6 +43,8 @@ type sandboxRecord struct {
 	Pid string `json:"pid"`
 	// OwnNetNS is set if Docker's network mode "host" is not the pod's, see joinNetNS.
 	OwnNetNS bool `json:"ownNetNS,omitempty"`
+	// UserNS is the pod's user namespace, nil for the node's.
+	UserNS *runtimeapi.UserNamespace `json:"userns,omitempty"`
 	model.PodResources
 }
 
@@ -116,6 +118,9 @@ func invalidRecord(format string, args ...any) error {
 func (s *sandboxRecord) check() error {
 	if _, ok := runtimeapi.NamespaceMode_value[s.Pid]; !ok {
 		return invalidRecord("PID mode %q is unknown", s.Pid)
+	}
+	if s.UserNS != nil && (len(s.UserNS.Uids) != 1 || len(s.UserNS.Gids) != 1) {
+		return invalidRecord("the user namespace has %d and %d mappings", len(s.UserNS.Uids), len(s.UserNS.Gids))
 	}
 	return nil
 }

@@ -98,6 +98,7 @@ func sandboxLabels(
 			Handler:  o.RuntimeHandler,
 			Pid:      cfg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid().String(),
 			OwnNetNS: ownNetNS,
+			UserNS:   podUserNS(cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()),
 			PodResources: model.PodResources{
 				Overhead:  cfg.GetLinux().GetOverhead(),
 				Resources: cfg.GetLinux().GetResources(),

@@ -35,6 +35,27 @@ func ShimProblem(h model.Host) string {
 // ShimTrialName is the name of the container of NewShimTrial.
 const ShimTrialName = "cri-dockerd-shim-trial"
 
+// UserNSTrialName is the name of the container of NewUserNSTrial.
+const UserNSTrialName = "cri-dockerd-userns-trial"
+
+// NewUserNSTrial returns a container that starts only if the shim can run containers in user
+// namespaces.
+func NewUserNSTrial(image model.PauseImage) (*Create, error) {
+	c, err := NewShimTrial(image)
+	if err != nil {
+		return nil, err
+	}
+
+	const first, size = 1 << 30, 65536
+	ids := annotation.IDs{First: first, Size: size}
+	c.Name, c.Host.NetworkMode = UserNSTrialName, "none"
+
+	return c, annotate(c, annotation.Container{
+		Sandbox: &annotation.Sandbox{},
+		UserNS:  &annotation.UserNS{UIDs: ids, GIDs: ids},
+	})
+}
+
 // NewShimTrial returns a container that starts only if containerd finds the shim.
 func NewShimTrial(image model.PauseImage) (*Create, error) {
 	c := &Create{
@@ -101,6 +122,11 @@ func (o SandboxOptions) runtime() string {
 func shimSandbox(c *Create, cfg *runtimeapi.PodSandboxConfig, o SandboxOptions, join bool) error {
 	sc := cfg.GetLinux().GetSecurityContext()
 	want := annotation.Container{Sandbox: pauseOf(o.Image)}
+	if userns := podUserNS(sc.GetNamespaceOptions()); userns != nil {
+		want.UserNS, want.Sandbox = shimUserNS(userns), &annotation.Sandbox{}
+		c.Host.Privileged = false // privileges of a pod are for its containers
+		c.Host.CapDrop = []string{"ALL"}
+	}
 	if sc.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Strict {
 		want.StrictGroups = groupIDs(sc.GetSupplementalGroups())
 	}
@@ -117,14 +143,17 @@ func shimSandbox(c *Create, cfg *runtimeapi.PodSandboxConfig, o SandboxOptions, 
 }
 
 // shimContainer describes a container to the shim.
-func shimContainer(c *Create, cfg *runtimeapi.ContainerConfig) error {
+func shimContainer(c *Create, cfg *runtimeapi.ContainerConfig, userns *runtimeapi.UserNamespace) error {
 	sc := cfg.GetLinux().GetSecurityContext()
 	limits, err := kernelLimits("config.linux.resources", cfg.GetLinux().GetResources())
 	if err != nil {
 		return err
 	}
 
-	var want annotation.Container
+	want := annotation.Container{UserNS: shimUserNS(userns)}
+	if userns != nil {
+		want.IDMapped = mappedMounts(cfg)
+	}
 	if sc.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Strict {
 		want.StrictGroups = groupIDs(sc.GetSupplementalGroups())
 	}
@@ -158,19 +187,20 @@ func shimContainer(c *Create, cfg *runtimeapi.ContainerConfig) error {
 	return annotate(c, want)
 }
 
-// recursiveByShim returns the targets of the mounts that the shim made recursively read-only.
-func recursiveByShim(h *container.HostConfig) []string {
+// readAnnotation returns the daemon's description of a container to the shim. It is zero for a
+// container of another runtime.
+func readAnnotation(h *container.HostConfig) annotation.Container {
 	text := h.Annotations[annotation.Key]
 	if h.Runtime != annotation.Runtime || text == "" {
-		return nil
+		return annotation.Container{}
 	}
 
 	want, err := annotation.Parse(text)
 	if err != nil {
-		return nil // the shim refused it
+		return annotation.Container{} // the shim refused it
 	}
 
-	return want.RecursiveReadOnly
+	return want
 }
 
 // groupIDs returns groups in the kernel's type. validate.Request checks their range.

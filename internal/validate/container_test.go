@@ -114,7 +114,7 @@ func TestContainerSecurityRules(t *testing.T) {
 		}, field + ".namespace_options.network"},
 		"user namespace": {func(sc *runtimeapi.LinuxContainerSecurityContext) {
 			sc.NamespaceOptions = &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{}}
-		}, field + ".namespace_options.userns_options"},
+		}, field + ".namespace_options.userns_options.uids"},
 		"profile without a file": {func(sc *runtimeapi.LinuxContainerSecurityContext) {
 			sc.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost}
 		}, field + ".seccomp.localhost_ref"},

@@ -24,6 +24,7 @@ func Sandbox(r *runtimeapi.RunPodSandboxRequest, h model.Host) error {
 	sc := r.GetConfig().GetLinux().GetSecurityContext()
 	p.appArmorSupport("apparmor", sc.GetApparmor(), h)
 	p.strictGroups(sc.GetSupplementalGroupsPolicy(), h.Shim.IsActive() && r.GetRuntimeHandler() == "")
+	p.usernsSupport(r, h)
 
 	return p.err
 }
@@ -38,6 +39,7 @@ func Container(cfg *runtimeapi.ContainerConfig, sb *model.Sandbox, image *model.
 	sc := cfg.GetLinux().GetSecurityContext()
 	p.cgroupVersion("config.linux.resources", cfg.GetLinux().GetResources(), h)
 	p.userNamespace(sc, sb, h)
+	p.containerUserNS(cfg, sb)
 	profile, profileField := model.AppArmorProfile(sc)
 	p.appArmorSupport(profileField, profile, h)
 	for i, m := range cfg.GetMounts() {

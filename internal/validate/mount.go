@@ -28,9 +28,6 @@ func (p *problems) mount(field string, m *runtimeapi.Mount) {
 		p.add(field+".recursive_read_only", "needs readonly and private propagation")
 	}
 
-	if len(m.GetUidMappings())+len(m.GetGidMappings()) > 0 {
-		p.add(field+".uidMappings", "ID-mapped mounts are not supported on this runtime")
-	}
 	if len(m.GetMountOptions()) > 0 {
 		p.add(field+".mount_options", "Docker cannot set %s on a bind mount", strings.Join(m.GetMountOptions(), ","))
 	}

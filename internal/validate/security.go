@@ -56,9 +56,7 @@ func (p *problems) namespaces(field string, o *runtimeapi.NamespaceOption) {
 
 	p.podOrNode(field+".network", o.GetNetwork())
 	p.podOrNode(field+".ipc", o.GetIpc())
-	if u := o.GetUsernsOptions(); u != nil && u.GetMode() == runtimeapi.NamespaceMode_POD {
-		p.add(field+".userns_options", "user namespaces are not supported on this runtime; set hostUsers: true")
-	}
+	p.userns(field, o)
 }
 
 // podOrNode requires the mode of a namespace shared by all containers of a pod (CRI
