@@ -25,7 +25,7 @@ var allowedImports = map[string][]string{
 	"internal/text":            {},
 	"internal/safefs":          {},
 	"internal/translate":       {"internal/shim/annotation"},
-	"internal/validate":        {},
+	"internal/validate":        {"internal/shim/annotation"},
 	"internal/undo":            {},
 	"internal/keylock":         {},
 	"internal/connlimit":       {},

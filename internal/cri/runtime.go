@@ -59,8 +59,11 @@ func (s *Service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 	}
 
 	resp := &runtimeapi.StatusResponse{
-		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network, logs, netns}},
-		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: e.Ready && e.Host.Shim.IsActive()},
+		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network, logs, netns}},
+		Features: &runtimeapi.RuntimeFeatures{
+			SupplementalGroupsPolicy: e.Ready && e.Host.Shim.IsActive(),
+			MountOptions:             e.Ready && e.Host.Shim.IsActive(),
+		},
 	}
 	if e.Ready && e.Host.Shim.IsWanted() {
 		resp.Status.Conditions = append(resp.Status.Conditions, shimCondition(e.Host.Shim))

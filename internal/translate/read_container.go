@@ -96,6 +96,7 @@ func readMounts(in container.InspectResponse, volumes []model.ImageVolume) []*ru
 		recursive[m.Target] = m.BindOptions != nil && m.BindOptions.ReadOnlyForceRecursive
 	}
 	uids, gids, mapped := readMappings(in.HostConfig)
+	options := readAnnotation(in.HostConfig).MountOptions
 	for _, target := range readAnnotation(in.HostConfig).RecursiveReadOnly {
 		recursive[target] = true
 	}
@@ -119,6 +120,7 @@ func readMounts(in container.InspectResponse, volumes []model.ImageVolume) []*ru
 			RecursiveReadOnly: recursive[m.Destination],
 			SelinuxRelabel:    relabelled[m.Destination],
 		}
+		read.MountOptions = options[m.Destination]
 		if slices.Contains(mapped, m.Destination) {
 			read.UidMappings, read.GidMappings = uids, gids
 		}

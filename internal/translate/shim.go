@@ -165,6 +165,12 @@ func shimContainer(c *Create, cfg *runtimeapi.ContainerConfig, userns *runtimeap
 	}
 
 	for _, m := range cfg.GetMounts() {
+		if options := m.GetMountOptions(); len(options) > 0 {
+			if want.MountOptions == nil {
+				want.MountOptions = map[string][]string{}
+			}
+			want.MountOptions[path.Clean(m.GetContainerPath())] = options
+		}
 		if m.GetRecursiveReadOnly() && m.GetImage().GetImage() == "" {
 			want.RecursiveReadOnly = append(want.RecursiveReadOnly, path.Clean(m.GetContainerPath()))
 		}

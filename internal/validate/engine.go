@@ -139,6 +139,10 @@ func (p *problems) mountOnEngine(field string, m *runtimeapi.Mount, sb *model.Sa
 		p.add(field+".recursive_read_only", "Docker Engine %s does not support it; Engine 25 does", h.EngineVersion)
 	}
 
+	if len(m.GetMountOptions()) > 0 && !sb.UsesShim() {
+		p.add(field+".mount_options", "Docker cannot set %s on a bind mount", strings.Join(m.GetMountOptions(), ","))
+	}
+
 	if !m.GetSelinuxRelabel() || !h.Has("selinux") || m.GetImage().GetImage() != "" {
 		return
 	}

@@ -1,10 +1,13 @@
 package validate
 
 import (
+	"fmt"
 	"path"
-	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/shim/annotation"
+	"cri-dockerd/internal/text"
 )
 
 func (p *problems) mount(field string, m *runtimeapi.Mount) {
@@ -28,8 +31,11 @@ func (p *problems) mount(field string, m *runtimeapi.Mount) {
 		p.add(field+".recursive_read_only", "needs readonly and private propagation")
 	}
 
-	if len(m.GetMountOptions()) > 0 {
-		p.add(field+".mount_options", "Docker cannot set %s on a bind mount", strings.Join(m.GetMountOptions(), ","))
+	for i, o := range m.GetMountOptions() {
+		if !annotation.IsMountOption(o) {
+			p.add(fmt.Sprintf("%s.mount_options[%d]", field, i), "%q must be nodev, noexec or nosuid",
+				text.Clean(o, maxName))
+		}
 	}
 }
 

@@ -161,9 +161,14 @@ func TestMountRules(t *testing.T) {
 		mount *runtimeapi.Mount
 		field string
 	}{
-		"bind":             {&runtimeapi.Mount{HostPath: "/a", ContainerPath: "/v"}, ""},
-		"relative":         {&runtimeapi.Mount{HostPath: "a", ContainerPath: "/v"}, field + ".host_path"},
-		"root":             {&runtimeapi.Mount{HostPath: "/a", ContainerPath: "/v/.."}, field + ".container_path"},
+		"bind":     {&runtimeapi.Mount{HostPath: "/a", ContainerPath: "/v"}, ""},
+		"relative": {&runtimeapi.Mount{HostPath: "a", ContainerPath: "/v"}, field + ".host_path"},
+		"root":     {&runtimeapi.Mount{HostPath: "/a", ContainerPath: "/v/.."}, field + ".container_path"},
+		"options":  {&runtimeapi.Mount{HostPath: "/a", ContainerPath: "/v", MountOptions: []string{"noexec"}}, ""},
+		"unknown option": {
+			&runtimeapi.Mount{HostPath: "/a", ContainerPath: "/v", MountOptions: []string{"nodev", "suid"}},
+			field + ".mount_options[1]",
+		},
 		"image":            {image(func(*runtimeapi.Mount) {}), ""},
 		"image, sub-path":  {image(func(m *runtimeapi.Mount) { m.ImageSubPath = "a/b" }), ""},
 		"image, up":        {image(func(m *runtimeapi.Mount) { m.ImageSubPath = "../up" }), field + ".image_sub_path"},

@@ -211,6 +211,44 @@ func TestLimitsOfTheFirstProcess(t *testing.T) {
 	})
 }
 
+// TestMountOptions checks further options of a mount (CRI Mount, mount_options).
+func TestMountOptions(t *testing.T) {
+	eachShim(t, func(t *testing.T, n *node) {
+		s, err := n.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+		if err != nil || !s.GetFeatures().GetMountOptions() {
+			t.Errorf("features: %v, %v", s.GetFeatures(), err)
+		}
+
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		cc := n.containerConfig(sh("cp /bin/busybox /v/busybox; sleep 1000"))
+		options := []string{"noexec", "nosuid", "nodev"}
+		cc.Mounts = []*runtimeapi.Mount{{HostPath: n.tempDir(t), ContainerPath: "/v", MountOptions: options}}
+		c := n.startConfig(t, pod, cfg, cc)
+		got := n.exec(t, c, "grep", " /v ", "/proc/mounts")
+		for _, o := range options {
+			if !strings.Contains(got, ","+o) {
+				t.Errorf("mount without %s: %s", o, got)
+			}
+		}
+
+		n.exec(t, c, "sh", "-c", "test -e /v/busybox || sleep 1; /v/busybox true 2>&1 | grep -q 'Permission denied'")
+		if got := n.containerStatus(t, c).Mounts[0].MountOptions; !slices.Equal(got, options) {
+			t.Errorf("options in the status: %v", got)
+		}
+
+		cc.Mounts[0].MountOptions = []string{"suid"}
+		_, err = n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
+			PodSandboxId:  pod,
+			Config:        cc,
+			SandboxConfig: cfg,
+		})
+		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "mount_options[0]") {
+			t.Errorf("option suid: %v, want InvalidArgument", err)
+		}
+	})
+}
+
 // TestKilledShim kills the server of a pod. containerd then cleans up: all processes of the pod
 // end, the engine sees it, and the pod can be removed without leftovers.
 func TestKilledShim(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"path"
 	"slices"
@@ -50,6 +51,9 @@ type Container struct {
 	// RecursiveReadOnly are the paths of read-only mounts in the container whose submounts must be
 	// read-only, too. Docker rejects such mounts for shims selected by name.
 	RecursiveReadOnly []string `json:"recursiveReadOnly,omitempty"`
+	// MountOptions are further options of mounts by their paths in the container: nodev, noexec,
+	// nosuid.
+	MountOptions map[string][]string `json:"mountOptions,omitempty"`
 	// UserNS is the user namespace of the pod, nil for the node's.
 	UserNS *UserNS `json:"userns,omitempty"`
 	// IDMapped are the paths of mounts in the container whose files have the owners of the user
@@ -77,6 +81,12 @@ type IDs struct {
 	Size  uint32 `json:"size"`
 }
 
+// IsMountOption reports whether a mount can have this further option. Each of them only forbids
+// something.
+func IsMountOption(option string) bool {
+	return option == "nodev" || option == "noexec" || option == "nosuid"
+}
+
 // wire is the annotation's form.
 type wire struct {
 	Version int `json:"v"`
@@ -86,7 +96,8 @@ type wire struct {
 // IsZero reports whether c changes nothing.
 func (c Container) IsZero() bool {
 	return c.StrictGroups == nil && len(c.Ambient) == 0 && len(c.Unified) == 0 && len(c.Hugepages) == 0 &&
-		len(c.RecursiveReadOnly) == 0 && c.UserNS == nil && len(c.IDMapped) == 0 && c.Sandbox == nil
+		len(c.RecursiveReadOnly) == 0 && len(c.MountOptions) == 0 && c.UserNS == nil && len(c.IDMapped) == 0 &&
+		c.Sandbox == nil
 }
 
 // Encode returns the value of the annotation. It returns an error for values that Parse rejects.
@@ -193,11 +204,20 @@ func (c Container) check() error {
 	if c.StrictGroups != nil && len(*c.StrictGroups) > maxGroups {
 		return fmt.Errorf("%d groups, the maximum is %d", len(*c.StrictGroups), maxGroups)
 	}
-	if max(len(c.Ambient), len(c.Unified), len(c.Hugepages), len(c.RecursiveReadOnly), len(c.IDMapped)) > maxEntries {
+	if max(len(c.Ambient), len(c.Unified), len(c.Hugepages), len(c.RecursiveReadOnly), len(c.IDMapped),
+		len(c.MountOptions)) > maxEntries {
 		return fmt.Errorf("more than %d entries in one list", maxEntries)
 	}
 
-	for _, p := range slices.Concat(c.RecursiveReadOnly, c.IDMapped) {
+	for p, options := range c.MountOptions {
+		for _, o := range options {
+			if !IsMountOption(o) {
+				return fmt.Errorf("mount %s: option %q is unknown", p, o)
+			}
+		}
+	}
+
+	for _, p := range slices.Concat(c.RecursiveReadOnly, c.IDMapped, slices.Collect(maps.Keys(c.MountOptions))) {
 		if err := checkPath(p); err != nil {
 			return fmt.Errorf("mount: %w", err)
 		}

@@ -23,6 +23,7 @@ func TestRoundTrip(t *testing.T) {
 			Hugepages: map[string]uint64{"2MB": 1 << 21, "1GB": 0},
 
 			RecursiveReadOnly: []string{"/data"},
+			MountOptions:      map[string][]string{"/data": {"noexec", "nosuid"}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -69,6 +70,8 @@ func TestParseRejects(t *testing.T) {
 		"root of the node":    `{"v":1,"userns":{"uids":{"first":0,"size":1},"gids":{"first":1,"size":1}}}`,
 		"no groups":           `{"v":1,"userns":{"uids":{"first":1,"size":1}}}`,
 		"invalid user":        `{"v":1,"userns":{"uids":{"first":1,"size":4294967295},"gids":{"first":1,"size":1}}}`,
+		"mount option":        `{"v":1,"mountOptions":{"/a":["suid"]}}`,
+		"unclean options":     `{"v":1,"mountOptions":{"/a/..":["nosuid"]}}`,
 		"mapped without map":  `{"v":1,"idMapped":["/a"]}`,
 		"too long":            `{"v":1,"unified":{"a.b":"` + strings.Repeat("x", maxSize) + `"}}`,
 		"long value":          `{"v":1,"unified":{"a.b":"` + strings.Repeat("x", maxUnifiedValue+1) + `"}}`,

@@ -10,7 +10,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -107,6 +106,9 @@ func (b *Bundle) Apply(canLimit func(pageSize string) bool, users *Users) error 
 	add(len(want.RecursiveReadOnly) > 0, func() error {
 		return edit(b.raw, "mounts", func(all *[]object) error { return makeRecursive(*all, want.RecursiveReadOnly) })
 	})
+	add(len(want.MountOptions) > 0, func() error {
+		return edit(b.raw, "mounts", func(all *[]object) error { return addOptions(*all, want.MountOptions) })
+	})
 	add(len(want.Unified)+len(want.Hugepages) > 0, func() error {
 		return edit(b.raw, "linux", func(l *object) error {
 			return edit(*l, "resources", func(r *object) error { return editResources(*r, want) })
@@ -129,37 +131,6 @@ func replaceNamespace(
 ) []specs.LinuxNamespace {
 	all = slices.DeleteFunc(all, func(n specs.LinuxNamespace) bool { return n.Type == kind })
 	return append(all, specs.LinuxNamespace{Type: kind, Path: path})
-}
-
-// makeRecursive makes read-only mounts recursively read-only (OCI runtime specification, option
-// rro).
-func makeRecursive(all []object, paths []string) error {
-	for _, want := range paths {
-		found := false
-		for _, m := range all {
-			var target string
-			if err := json.Unmarshal(m["destination"], &target); err != nil || path.Clean(target) != want {
-				continue
-			}
-
-			if err := edit(m, "options", func(options *[]string) error {
-				i := slices.Index(*options, "ro")
-				if i < 0 {
-					return fmt.Errorf("mount %s is not read-only", want)
-				}
-				(*options)[i], found = "rro", true
-				return nil
-			}); err != nil {
-				return err
-			}
-		}
-
-		if !found {
-			return fmt.Errorf("mount %s is missing", want)
-		}
-	}
-
-	return nil
 }
 
 // write replaces the spec. containerd and runc never see a part of it.

@@ -77,6 +77,26 @@ func newSpec() m {
 	}
 }
 
+func TestMountOptions(t *testing.T) {
+	mounts := m{"mounts": []any{m{"destination": "/a/", "options": []any{"rbind"}}, m{"destination": "/b"}}}
+	got, err := apply(t, mounts, `{"v":1,"mountOptions":{"/a":["noexec"],"/b":["nodev","nosuid"]}}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	want := []any{
+		m{"destination": "/a/", "options": []any{"rbind", "noexec"}},
+		m{"destination": "/b", "options": []any{"nodev", "nosuid"}},
+	}
+	if diff := cmp.Diff(want, got["mounts"]); diff != "" {
+		t.Error(diff)
+	}
+
+	if _, err := apply(t, mounts, `{"v":1,"mountOptions":{"/c":["noexec"]}}`); err == nil {
+		t.Error("options of a missing mount were ignored")
+	}
+}
+
 func TestApply(t *testing.T) {
 	for name, c := range map[string]struct {
 		annotation string
