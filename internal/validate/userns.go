@@ -114,10 +114,3 @@ func isSameMapping(a, b *runtimeapi.UserNamespace) bool {
 	}
 	return slices.EqualFunc(a.GetUids(), b.GetUids(), isSame) && slices.EqualFunc(a.GetGids(), b.GetGids(), isSame)
 }
-
-// UserNS checks a recorded user namespace.
-func UserNS(o *runtimeapi.UserNamespace) error {
-	p := &problems{}
-	p.userns("namespace_options", &runtimeapi.NamespaceOption{UsernsOptions: o})
-	return p.err
-}
