@@ -10,25 +10,30 @@ import (
 	"cri-dockerd/test/nodes"
 )
 
-// listNamespaces prints the addresses of eth0 in each network namespace below /var/run/netns.
-const listNamespaces = `for f in /var/run/netns/cni-*; do
+// listNamespaces prints the addresses of eth0 in each network namespace in a directory.
+const listNamespaces = `for f in "$1"/cni-*; do
 	echo $f $(nsenter --net=$f ip -o -4 addr show eth0 | grep -o 'inet [0-9.]*')
 done`
 
-// testAgents runs an agent of a network add-on on each node. It must see, open and configure the
+// agentRoots has the agents: the directory below which each sees the host's /var/run/netns.
+var agentRoots = map[string]string{"agent": "", "agent-host": "/host"}
+
+// testAgents runs the agents of network add-ons on each node. They must see, open and configure the
 // network namespaces of older and newer pods, and not see those of removed pods.
 func (c *cluster) testAgents(t *testing.T) {
 	c.apply(t, "agent.yaml")
-	c.kubectl(t, "-n", "kube-system", "rollout", "status", "daemonset/agent", "--timeout", timeout.String())
-	for _, n := range c.nodes {
-		agent := c.kubectl(t, "-n", "kube-system", "get", "pod", "-l", "app=agent", "-o",
-			"jsonpath={.items[0].metadata.name}", "--field-selector=spec.nodeName="+n.Name)
-		t.Run(n.Name, func(t *testing.T) { c.testAgent(t, n, agent) })
+	for app, root := range agentRoots {
+		c.kubectl(t, "-n", "kube-system", "rollout", "status", "daemonset/"+app, "--timeout", timeout.String())
+		for _, n := range c.nodes {
+			agent := c.jsonpath(t, "{.items[0].metadata.name}", "pod", "-n", "kube-system", "-l", "app="+app,
+				"--field-selector=spec.nodeName="+n.Name)
+			t.Run(app+" on "+n.Name, func(t *testing.T) { c.testAgent(t, n, agent, root+"/var/run/netns") })
+		}
 	}
 }
 
-// testAgent uses the agent of a node.
-func (c *cluster) testAgent(t *testing.T, n *nodes.Node, agent string) {
+// testAgent uses the agent of a node, which sees the namespaces in dir.
+func (c *cluster) testAgent(t *testing.T, n *nodes.Node, agent, dir string) {
 	inAgent := func(args ...string) string {
 		t.Helper()
 		return c.kubectl(t, append([]string{"-n", "kube-system", "exec", agent, "--"}, args...)...)
@@ -42,7 +47,7 @@ func (c *cluster) testAgent(t *testing.T, n *nodes.Node, agent string) {
 	var addresses, want []string
 	if !engines.Within(timeout, func() bool { // pods of earlier tests may be terminating
 		want = c.podAddresses(t, n)
-		got = namespaces(inAgent("sh", "-c", listNamespaces))
+		got = namespaces(inAgent("sh", "-c", listNamespaces, "sh", dir))
 		addresses = slices.Sorted(maps.Keys(got))
 		return slices.Equal(addresses, want)
 	}) {
@@ -58,7 +63,7 @@ func (c *cluster) testAgent(t *testing.T, n *nodes.Node, agent string) {
 
 	c.kubectl(t, "delete", "pod", pod, "--timeout", timeout.String())
 	n.Await(t, timeout, "removal of the pod's namespace from the agent's view", func() bool {
-		return !strings.Contains(inAgent("ls", "/var/run/netns"), strings.TrimPrefix(file, "/var/run/netns/"))
+		return !strings.Contains(inAgent("ls", dir), strings.TrimPrefix(file, dir+"/"))
 	})
 }
 

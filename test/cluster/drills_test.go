@@ -13,14 +13,15 @@ import (
 type drill struct {
 	name  string
 	fault func(t *testing.T, c *cluster, n *nodes.Node)
-	end   func(t *testing.T, n *nodes.Node) // ends the fault; nil if the node heals by itself
-	after func(t *testing.T, n *nodes.Node) // restores the node, also after a failure; may be nil
-	bound time.Duration                     // from the end of the fault until the node has healed
+	end   func(t *testing.T, c *cluster, n *nodes.Node) // ends the fault; nil if the node heals by itself
+	after func(t *testing.T, c *cluster, n *nodes.Node) // restores the node, also after a failure; may be nil
+	bound time.Duration                                 // from the end of the fault until the node has healed
 
-	// The pods of the node may notice the fault: requests fail, and with restart all containers
-	// restart.
+	// The pods of the node may notice the fault: requests fail, all containers restart, or new pods
+	// replace them.
 	interrupts bool
 	restarts   bool
+	replaces   bool
 }
 
 // kill returns a fault that kills the main process of a unit.
@@ -54,16 +55,25 @@ var allDrills = []drill{
 			setLiveRestore(t, n, false)
 			kill("docker.service")(t, c, n)
 		},
-		after:      func(t *testing.T, n *nodes.Node) { setLiveRestore(t, n, true) },
+		after:      func(t *testing.T, _ *cluster, n *nodes.Node) { setLiveRestore(t, n, true) },
 		bound:      2 * time.Minute,
 		interrupts: true,
 		restarts:   true,
 	},
 	{
+		name:       "drain",
+		fault:      func(t *testing.T, c *cluster, n *nodes.Node) { c.drain(t, n) },
+		end:        func(t *testing.T, c *cluster, n *nodes.Node) { c.sh(t, "kubectl uncordon "+n.Name) },
+		after:      func(t *testing.T, c *cluster, n *nodes.Node) { c.sh(t, "kubectl uncordon "+n.Name) },
+		bound:      time.Minute,
+		interrupts: true,
+		replaces:   true,
+	},
+	{
 		name:       "partition",
 		fault:      cutOff,
-		end:        func(t *testing.T, n *nodes.Node) { n.Connect(t) },
-		after:      func(t *testing.T, n *nodes.Node) { n.Connect(t) },
+		end:        func(t *testing.T, _ *cluster, n *nodes.Node) { n.Connect(t) },
+		after:      func(t *testing.T, _ *cluster, n *nodes.Node) { n.Connect(t) },
 		bound:      time.Minute,
 		interrupts: true,
 	},

@@ -16,6 +16,9 @@ type podNetwork struct {
 	// addresses is the prefix of all pod addresses, for example "10.244.".
 	addresses string
 
+	// hostLocal reports that host-local reserves the addresses, and that cni0 connects the pods.
+	hostLocal bool
+
 	// kubeadmArgs are further arguments of kubeadm init, for example to omit kube-proxy.
 	kubeadmArgs []string
 
@@ -40,12 +43,14 @@ type podNetwork struct {
 var networks = map[string]podNetwork{
 	"flannel": {
 		addresses: "10.244.",
+		hostLocal: true,
 		configure: standardPlugins,
 		prepare:   loadFlannel,
 		install:   func(t *testing.T, c *cluster) { c.apply(t, "flannel.yaml") },
 	},
 	"bridge": {
 		addresses: "10.244.",
+		hostLocal: true,
 		configure: standardPlugins,
 		connect:   connectBridges,
 	},

@@ -110,15 +110,14 @@ func (s streams) testPortForward(t *testing.T, pods []string) {
 	}
 }
 
-// testDebug lists the processes of a container from an ephemeral container.
+// testDebug lists the processes of a container from an attached ephemeral container.
 func (s streams) testDebug(t *testing.T, pod string) {
 	name := "debugger-" + strings.ToLower(s.protocol)
-	s.sh(t, pod, `kubectl debug "$1" --image=`+engines.Busybox+` --image-pull-policy=Never --container=`+name+
-		` --target=each -- ps`)
-	s.nodes[0].Await(t, timeout, "output of the ephemeral container", func() bool {
-		out, err := s.nodes[0].Try("kubectl", kubeconfig, "logs", pod, "-c", name)
-		return err == nil && strings.Contains(out, "httpd")
-	})
+	got := s.sh(t, pod, `echo 'ps; exit' | kubectl debug "$1" -i --image=`+engines.Busybox+
+		` --image-pull-policy=Never --container=`+name+` --target=each -- sh`)
+	if !strings.Contains(got, "httpd -f -p 8080") {
+		t.Errorf("output of the ephemeral container: got %q", got)
+	}
 }
 
 // testLogs reads and follows the logs of the pods.

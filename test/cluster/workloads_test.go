@@ -127,32 +127,6 @@ func (c *cluster) testAutoscaler(t *testing.T) {
 	c.nodes[0].Await(t, hpaTimeout, "fewer pods without load", func() bool { return replicas() == "1" })
 }
 
-// testDrain drains a node while a deployment runs on it, and returns the node to service.
-func (c *cluster) testDrain(t *testing.T) {
-	on := func(n *nodes.Node) string {
-		return c.jsonpath(t, "{.items[*].metadata.name}", "pod", "-l", "app=web",
-			"--field-selector=spec.nodeName="+n.Name)
-	}
-
-	n := c.nodes[1]
-	c.sh(t, "kubectl drain node2 --ignore-daemonsets --delete-emptydir-data --timeout=180s")
-	if pods := on(n); pods != "" {
-		t.Errorf("pods on the drained node: %s", pods)
-	}
-	if got := n.Run(t, "docker", "ps", "-q", "--filter", "label=io.kubernetes.pod.namespace=default", "--filter",
-		"name=_web-"); got != "" {
-		t.Errorf("containers of the deployment on the drained node: %s", got)
-	}
-
-	c.rollout(t, "deployment/web")
-	c.sh(t, "kubectl uncordon node2")
-	c.sh(t, "kubectl scale deployment web --replicas=6")
-	c.rollout(t, "deployment/web")
-	if on(n) == "" {
-		t.Errorf("no pod of the deployment on %s after uncordon", n.Name)
-	}
-}
-
 // counts are the results of the requests to a target of a client.
 type counts struct {
 	Requests int
