@@ -25,10 +25,11 @@ const outputBufferSize = 128 << 10
 var outputBuffers = sync.Pool{New: func() any { return new([outputBufferSize]byte) }}
 
 // transfer copies between a hijacked connection and streams until the end of the output or of ctx,
-// and closes the connection. The goroutine for stdin may still block in a read after transfer
-// returns. It ends when the caller closes stdin.
+// and closes the connection. It passes on the end of the input if endInput is set. The goroutine
+// for stdin may still block in a read after transfer returns. It ends when the caller closes stdin.
 func transfer(
-	ctx context.Context, conn client.HijackedResponse, s Streams, resize func(context.Context, Size) error,
+	ctx context.Context, conn client.HijackedResponse, s Streams, endInput bool,
+	resize func(context.Context, Size) error,
 ) error {
 	defer conn.Close()
 
@@ -38,7 +39,9 @@ func transfer(
 	if s.Stdin != nil {
 		go func() {
 			_, _ = io.Copy(conn.Conn, s.Stdin) // pass on the end of the input, even after an error
-			_ = conn.CloseWrite()
+			if endInput {
+				_ = conn.CloseWrite()
+			}
 		}()
 	}
 

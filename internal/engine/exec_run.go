@@ -147,7 +147,7 @@ func (r *execution) run(ctx context.Context) (int, error) {
 
 	r.Stderr = errOut
 	monitor := newWriteMonitor(ctx, r)
-	if err := transfer(ctx, conn, monitor.streams(), r.resize); err != nil {
+	if err := transfer(ctx, conn, monitor.streams(), true, r.resize); err != nil {
 		return 0, r.abort(ctx, err)
 	}
 
@@ -276,8 +276,14 @@ func startFailure(x Exec, out *execOutput) (int, error) {
 }
 
 // Attach connects streams to the main process of a running container until the end of its output or
-// of ctx. The process continues.
+// of ctx. The process continues. The end of the input ends the process's stdin with StdinOnce, and
+// has no effect otherwise.
 func (e *Engine) Attach(ctx context.Context, id model.ContainerID, s Streams) error {
+	endInput, err := e.endsInput(ctx, id, s)
+	if err != nil {
+		return err
+	}
+
 	conn, err := e.attach(ctx, id, s)
 	if err != nil {
 		return wrap(err, "attach to container %s", id)
@@ -288,11 +294,26 @@ func (e *Engine) Attach(ctx context.Context, id model.ContainerID, s Streams) er
 			client.ContainerResizeOptions{Height: uint(size.Height), Width: uint(size.Width)})
 		return err
 	}
-	if err := transfer(ctx, conn, s, resize); err != nil {
+	if err := transfer(ctx, conn, s, endInput, resize); err != nil {
 		return fmt.Errorf("attach to container %s: %w", id, err)
 	}
 
 	return nil
+}
+
+// endsInput reports whether the engine is to see the end of the input of an attach. Without
+// StdinOnce, and with a terminal, the engine ends the output then.
+func (e *Engine) endsInput(ctx context.Context, id model.ContainerID, s Streams) (bool, error) {
+	if s.Stdin == nil || s.TTY {
+		return false, nil
+	}
+
+	o, err := e.Inspect(ctx, id)
+	if err != nil {
+		return false, err
+	}
+
+	return o.Container != nil && o.Container.StdinOnce, nil
 }
 
 // attach opens the connection.

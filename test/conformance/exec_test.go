@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -218,6 +219,42 @@ func TestAttach(t *testing.T) {
 
 		if got := collect(t, c, 1, "got one"); !strings.Contains(got[1], "got one") {
 			t.Errorf("attach: %q", got)
+		}
+	})
+}
+
+// TestEndOfAttachedInput ends the input of an attach. The output continues. The container sees the
+// end with StdinOnce only.
+func TestEndOfAttachedInput(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		for once, want := range map[bool]string{false: "got one\n", true: "got one\nend of input\n"} {
+			cc := n.containerConfig(sh("while read x; do sleep 1; echo got $x; [ $ONCE = true ] || exit 0; done; " +
+				"echo end of input"))
+			cc.Stdin, cc.StdinOnce = true, once
+			cc.Envs = []*runtimeapi.KeyValue{{Key: "ONCE", Value: []byte(strconv.FormatBool(once))}}
+			id := n.startConfig(t, pod, cfg, cc)
+			r, err := n.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{
+				ContainerId: id,
+				Stdin:       true,
+				Stdout:      true,
+				Stderr:      true,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+
+			c := n.stream(t, r.Url)
+			for _, message := range []string{"\x00one\n", "\xff\x00"} { // data and end of channel 0
+				if err := c.WriteMessage(websocket.BinaryMessage, []byte(message)); err != nil {
+					t.Fatal(err)
+				}
+			}
+
+			if got := collect(t, c, 1, ""); got[1] != want {
+				t.Errorf("output with StdinOnce %t: got %q, want %q", once, got[1], want)
+			}
 		}
 	})
 }
