@@ -106,8 +106,15 @@ func TestContainerUserNamespace(t *testing.T) {
 	node := &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_NODE}}
 	other := usernsOptions()
 	other.UsernsOptions.Uids = mapping(1)
-	mapped := &runtimeapi.Mount{HostPath: "/a", ContainerPath: "/v", UidMappings: mapping(65536), GidMappings: mapping(131072)}
-	foreign := &runtimeapi.Mount{HostPath: "/a", ContainerPath: "/v", UidMappings: mapping(1), GidMappings: mapping(131072)}
+	mount := func(uid uint32) *runtimeapi.Mount {
+		return &runtimeapi.Mount{
+			HostPath:      "/a",
+			ContainerPath: "/v",
+			UidMappings:   mapping(uid),
+			GidMappings:   mapping(131072),
+		}
+	}
+	mapped, foreign := mount(65536), mount(1)
 	plain := &model.Sandbox{Runtime: annotation.Runtime, Namespaces: &runtimeapi.NamespaceOption{}}
 	for name, test := range map[string]struct {
 		sandbox *model.Sandbox

@@ -113,8 +113,8 @@ func (h *hangNode) assertOthersWork(t *testing.T, name string) {
 	h.assertNoLeftovers(t, other)
 }
 
-// assertImagesWork pulls, inspects, lists and removes an image. Names given and taken away by others
-// are known soon.
+// assertImagesWork pulls, inspects, lists and removes an image. Names given and taken away by
+// others are known soon.
 func (h *hangNode) assertImagesWork(ctx context.Context, t *testing.T, name string) {
 	t.Helper()
 	id, err := h.pull(ctx, h.image, nil)
