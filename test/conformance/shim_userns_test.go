@@ -115,6 +115,9 @@ func (n *node) assertNoStage(t *testing.T) {
 func TestUserNamespaceVolumes(t *testing.T) {
 	eachShim(t, func(t *testing.T, n *node) {
 		dir := n.tempDir(t)
+		if err := os.Chmod(dir, 0o755); err != nil { // nobody reads it without a mapping
+			t.Fatal(err)
+		}
 		for file, owner := range map[string][2]int{"root": {0, 0}, "user": {1000, 2000}} {
 			path := filepath.Join(dir, file)
 			if err := os.WriteFile(path, []byte("x"), 0o644); err != nil {
@@ -203,7 +206,7 @@ func TestUserNamespaceDocker(t *testing.T) {
 		n.docker(t, "exec", c, "true")
 		n.docker(t, "stop", "-t", "1", c)
 		n.docker(t, "start", c)
-		if got := n.exec(t, c, "stat", "-c", "%u:%g", "/made/a"); got != "5:6\n" {
+		if got := n.docker(t, "exec", c, "stat", "-c", "%u:%g", "/made/a"); got != "5:6\n" {
 			t.Errorf("owners after a restart: %q, want 5:6", got)
 		}
 	})
