@@ -9,6 +9,7 @@ import (
 	"net"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/moby/moby/api/pkg/stdcopy"
 )
@@ -154,5 +155,31 @@ func TestUnreadInput(t *testing.T) {
 				t.Errorf("output %q, error %v", got.String(), err)
 			}
 		})
+	}
+}
+
+// sizedReads is a reader with reads of these sizes in bytes.
+type sizedReads []int
+
+func (r *sizedReads) Read(p []byte) (int, error) {
+	n := (*r)[0]
+	*r = (*r)[1:]
+	return min(n, len(p)), nil
+}
+
+// TestDelayAdapts checks that small reads lengthen the delay of the next one, that full ones
+// shorten it, and that both ends are bounded.
+func TestDelayAdapts(t *testing.T) {
+	const full = outputBufferSize
+	sizes := sizedReads{full, 1, 1, 1, 1, 1, full / 2, full, full, full, full, 1}
+	want := []time.Duration{1, 2, 4, 8, 8, 8, 8, 4, 2, 1, 1, 2}
+	r := coalescingReader{Reader: &sizes}
+	for i, units := range want {
+		if _, err := r.Read(make([]byte, full)); err != nil {
+			t.Fatal(err)
+		}
+		if r.delay != units*minDelay {
+			t.Errorf("after read %d: the delay is %v, want %v", i, r.delay, units*minDelay)
+		}
 	}
 }
