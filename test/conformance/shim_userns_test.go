@@ -151,7 +151,7 @@ func TestUserNamespaceVolumes(t *testing.T) {
 			"cat /secret/key":                                         "key\n",
 			"touch /secret/x 2>/dev/null || echo read-only":           "read-only\n",
 			"touch /mapped/new && chown 5:6 /mapped/new && echo done": "done\n",
-			"touch /plain/new 2>/dev/null || echo refused":            "refused\n",
+			"touch /plain/other 2>/dev/null || echo refused":          "refused\n",
 		} {
 			if got := n.exec(t, c, "sh", "-c", command); got != want {
 				t.Errorf("%s: %q, want %q", command, got, want)
