@@ -4,8 +4,16 @@ package main
 
 import (
 	"context"
+	"syscall"
 
 	"cri-dockerd/internal/shim/server"
 )
 
-func main() { server.Run(context.Background()) }
+// umask is the mask of file modes that processes of containers inherit, as under a login shell. An
+// engine may start the shim with none.
+const umask = 0o022
+
+func main() {
+	syscall.Umask(umask)
+	server.Run(context.Background())
+}

@@ -152,6 +152,7 @@ func TestUserNamespaceVolumes(t *testing.T) {
 			"touch /secret/x 2>/dev/null || echo read-only":           "read-only\n",
 			"touch /mapped/new && chown 5:6 /mapped/new && echo done": "done\n",
 			"touch /plain/other 2>/dev/null || echo refused":          "refused\n",
+			"umask": "0022\n",
 		} {
 			if got := n.exec(t, c, "sh", "-c", command); got != want {
 				t.Errorf("%s: %q, want %q", command, got, want)
