@@ -387,7 +387,13 @@ func (s streamRuntime) Exec(ctx context.Context, id string, x engine.Exec) (int,
 func (s streamRuntime) Attach(ctx context.Context, id string, x engine.Streams) error {
 	ctx, stop := s.p.service.WhileRunning(ctx, id)
 	defer stop()
-	return s.p.engine.Attach(ctx, model.ContainerID(id), x)
+
+	c, err := s.p.view.Container(id)
+	if err != nil {
+		return err
+	}
+
+	return s.p.engine.Attach(ctx, c.ID, c.StdinOnce, x)
 }
 
 func (s streamRuntime) OpenNetNS(sandboxID string) (*os.File, error) {

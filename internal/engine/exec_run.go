@@ -276,14 +276,10 @@ func startFailure(x Exec, out *execOutput) (int, error) {
 }
 
 // Attach connects streams to the main process of a running container until the end of its output or
-// of ctx. The process continues. The end of the input ends the process's stdin with StdinOnce, and
-// has no effect otherwise.
-func (e *Engine) Attach(ctx context.Context, id model.ContainerID, s Streams) error {
-	endInput, err := e.endsInput(ctx, id, s)
-	if err != nil {
-		return err
-	}
-
+// of ctx. The process continues. stdinOnce is that of the container: the end of the input then ends
+// the process's stdin. Otherwise, and with a terminal, it has no effect, since the engine would end
+// the output as well.
+func (e *Engine) Attach(ctx context.Context, id model.ContainerID, stdinOnce bool, s Streams) error {
 	conn, err := e.attach(ctx, id, s)
 	if err != nil {
 		return wrap(err, "attach to container %s", id)
@@ -294,26 +290,11 @@ func (e *Engine) Attach(ctx context.Context, id model.ContainerID, s Streams) er
 			client.ContainerResizeOptions{Height: uint(size.Height), Width: uint(size.Width)})
 		return err
 	}
-	if err := transfer(ctx, conn, s, endInput, resize); err != nil {
+	if err := transfer(ctx, conn, s, stdinOnce && !s.TTY, resize); err != nil {
 		return fmt.Errorf("attach to container %s: %w", id, err)
 	}
 
 	return nil
-}
-
-// endsInput reports whether the engine is to see the end of the input of an attach. Without
-// StdinOnce, and with a terminal, the engine ends the output then.
-func (e *Engine) endsInput(ctx context.Context, id model.ContainerID, s Streams) (bool, error) {
-	if s.Stdin == nil || s.TTY {
-		return false, nil
-	}
-
-	o, err := e.Inspect(ctx, id)
-	if err != nil {
-		return false, err
-	}
-
-	return o.Container != nil && o.Container.StdinOnce, nil
 }
 
 // attach opens the connection.
