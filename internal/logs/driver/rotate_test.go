@@ -177,20 +177,29 @@ func TestRotationReverted(t *testing.T) {
 	}
 }
 
+// startRotated starts a container with the line one in its rotated log, old, and two in the new
+// log.
+func startRotated(t *testing.T) (d *Driver, c *container, old string) {
+	t.Helper()
+	d, e := newDriver(t, t.TempDir())
+	c = e.container("aa")
+	c.start()
+	c.print("one")
+	eventually(t, "one line", func() bool { return len(texts(t, c.log.String())) == 1 })
+	old = c.rotate(d)
+	c.print("two")
+	eventually(t, "another line", func() bool { return len(texts(t, c.log.String())) == 1 })
+
+	return d, c, old
+}
+
 // TestRotationRevertedAndRepeated renames the earlier log back over the new one, and then once more
 // to its rotated name, like a kubelet whose attempts fail while the daemon is restarting.
 func TestRotationRevertedAndRepeated(t *testing.T) {
 	for _, end := range []bool{false, true} {
 		t.Run(fmt.Sprint("the container ends: ", end), func(t *testing.T) {
 			t.Parallel()
-			d, e := newDriver(t, t.TempDir())
-			c := e.container("aa")
-			c.start()
-			c.print("one")
-			eventually(t, "one line", func() bool { return len(texts(t, c.log.String())) == 1 })
-			old := c.rotate(d)
-			c.print("two")
-			eventually(t, "another line", func() bool { return len(texts(t, c.log.String())) == 1 })
+			d, c, old := startRotated(t)
 
 			s := c.stream(d)
 			s.lock() // no check between the renames
@@ -223,14 +232,7 @@ func TestRotationRevertedAndRepeated(t *testing.T) {
 // later ones go to a new log.
 func TestCurrentLogDeleted(t *testing.T) {
 	t.Parallel()
-	d, e := newDriver(t, t.TempDir())
-	c := e.container("aa")
-	c.start()
-	c.print("one")
-	eventually(t, "one line", func() bool { return len(texts(t, c.log.String())) == 1 })
-	old := c.rotate(d)
-	c.print("two")
-	eventually(t, "another line", func() bool { return len(texts(t, c.log.String())) == 1 })
+	_, c, old := startRotated(t)
 	if err := os.Remove(c.log.String()); err != nil {
 		t.Fatal(err)
 	}
