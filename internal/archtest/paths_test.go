@@ -23,7 +23,7 @@ var pathOpeners = map[string]string{
 	"internal/check/probe/trust.go":       "opens without blocking, and checks owner and type by the descriptor",
 	"internal/checkpoint/checkpoint.go":   "root's directory; names are checked IDs",
 	"internal/cri/container_create.go":    "host paths of a pod (hostPath)",
-	"internal/daemon/wire.go":             "the root directory, owned by root",
+	"internal/daemon/streaming.go":        "the root directory, owned by root",
 	"internal/engine/engine.go":           "/proc/self",
 	"internal/engine/exec_kill.go":        "/proc and numbers",
 	"internal/imagefs/imagefs.go":         "/proc/self/mountinfo",
