@@ -5,7 +5,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -18,10 +20,12 @@ func TestPressure(t *testing.T) {
 	needsPressure(t)
 	each(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
+		cfg.Metadata.Uid = strings.TrimPrefix(cfg.Metadata.Uid, "uid-") // pod<UID> is the pod's control group
 		pod := n.runPod(t, cfg)
 		cc := n.containerConfig(sh("while :; do :; done & while :; do :; done"))
 		cc.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 50000}
 		id := n.startConfig(t, pod, cfg, cc)
+		// kernel returns the stall time in nanoseconds, the unit of the CRI.
 		kernel := func(file string) uint64 {
 			t.Helper()
 			out := n.run(t, "cat", filepath.Join("/sys/fs/cgroup", n.containerGroup(cfg, id), file))
@@ -33,10 +37,10 @@ func TestPressure(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			return total
+			return total * uint64(time.Microsecond)
 		}
 
-		eventually(t, "the container waits for the CPU", func() bool { return kernel("cpu.pressure") > 100_000 })
+		eventually(t, "the container waits for the CPU", func() bool { return kernel("cpu.pressure") > uint64(100*time.Millisecond) })
 		before := [...]uint64{kernel("cpu.pressure"), kernel("memory.pressure"), kernel("io.pressure")}
 		s := n.stats(t, id)
 		after := [...]uint64{kernel("cpu.pressure"), kernel("memory.pressure"), kernel("io.pressure")}
@@ -47,7 +51,7 @@ func TestPressure(t *testing.T) {
 				continue
 			}
 			if p.Some.Total < before[i] || p.Some.Total > after[i] {
-				t.Errorf("pressure of %s: %d µs, the kernel had %d before and %d after", name, p.Some.Total,
+				t.Errorf("pressure of %s: %d ns, the kernel had %d before and %d after", name, p.Some.Total,
 					before[i], after[i])
 			}
 		}
@@ -58,11 +62,11 @@ func TestPressure(t *testing.T) {
 
 		podCPU := n.podStats(t, pod).GetCpu().GetPsi().GetSome().GetTotal()
 		if podCPU < before[0] {
-			t.Errorf("pressure of the pod is %d µs, less than %d µs of its container", podCPU, before[0])
+			t.Errorf("pressure of the pod is %d ns, less than %d ns of its container", podCPU, before[0])
 		}
 
 		m := n.metrics(t, pod, id)
-		if v := m.value(t, "container_pressure_cpu_waiting_seconds_total"); v > after[0]/1e6+2 {
+		if v := m.value(t, "container_pressure_cpu_waiting_seconds_total"); v > after[0]/1e9+2 {
 			t.Error(fmt.Sprint("container_pressure_cpu_waiting_seconds_total is ", v))
 		}
 	})
