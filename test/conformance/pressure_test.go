@@ -40,7 +40,9 @@ func TestPressure(t *testing.T) {
 			return total * uint64(time.Microsecond)
 		}
 
-		eventually(t, "the container waits for the CPU", func() bool { return kernel("cpu.pressure") > uint64(100*time.Millisecond) })
+		eventually(t, "the container waits for the CPU", func() bool {
+			return kernel("cpu.pressure") > uint64(100*time.Millisecond)
+		})
 		before := [...]uint64{kernel("cpu.pressure"), kernel("memory.pressure"), kernel("io.pressure")}
 		s := n.stats(t, id)
 		after := [...]uint64{kernel("cpu.pressure"), kernel("memory.pressure"), kernel("io.pressure")}
