@@ -47,6 +47,7 @@ bench-heartbeat: deps ; $(GO) run ./test/bench heartbeat ## CPU of the heartbeat
 bench-streams: deps ; $(GO) run ./test/bench streams ## exec and port-forward beside the engine's own exec
 bench-starts: deps ; $(GO) run ./test/bench starts ## create and start of containers in parallel beside the engine's own
 bench-shim: engines ; $(GO) run ./test/bench shim ## pods under the containerd shim beside those of the engine's runtime, ENGINE=26.1 or 29
+bench-containerd: engines ; $(GO) run ./test/bench containerd ## pods under the containerd shim beside those of containerd's CRI, ENGINE=26.1 or 29
 bench-logs: deps ## container logs beside Docker's json-file
 	$(GO) run ./test/bench logs
 chaos-net: engines ; $(GO) test -count=1 -v -timeout 20h ./test/conformance -run TestChaosNet -chaos-rounds 100 -chaos-pods 50 ## kill the daemon under 50 pods, 100 times; what is left
@@ -77,4 +78,4 @@ deps:
 	hack/install-deps.sh test
 engines: deps
 	hack/docker29.sh && $(if $(filter 26.1 all,$(ENGINE)),hack/docker26.sh && )hack/kubernetes.sh kubelet && hack/cni-plugins.sh
-.PHONY: help vm install uninstall conformance-node repo chaos load hang bench-heartbeat bench-starts bench-shim audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint style clean deps engines
+.PHONY: help vm install uninstall conformance-node repo chaos load hang bench-heartbeat bench-starts bench-shim bench-containerd audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint style clean deps engines

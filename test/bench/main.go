@@ -11,6 +11,7 @@
 //   - load runs a node with very many pods.
 //   - streams compares exec with the engine's own, and port-forward with containerd's.
 //   - shim compares pods under the containerd shim with those under the engine's runtime.
+//   - containerd compares pods under the containerd shim with those of containerd's own CRI.
 //   - starts compares concurrent creates and starts of containers with the engine's own calls.
 //
 // The exit code is 1 if a limit is exceeded. The command starts the engine and the daemon. The
@@ -39,17 +40,18 @@ const measureCommand = "measure"
 
 // commands are the other benchmarks. Each reports whether all limits hold.
 var commands = map[string]func(context.Context, *harness, []string) bool{
-	logsCommand:      benchLogs,
-	imagesCommand:    benchImages,
-	eventsCommand:    benchEvents,
-	churnCommand:     benchChurn,
-	statsCommand:     benchStats,
-	heartbeatCommand: benchHeartbeat,
-	loadCommand:      benchLoad,
-	streamsCommand:   benchStreams,
-	startsCommand:    benchStarts,
-	pauseCommand:     benchPause,
-	shimCommand:      benchShim,
+	logsCommand:       benchLogs,
+	imagesCommand:     benchImages,
+	eventsCommand:     benchEvents,
+	churnCommand:      benchChurn,
+	statsCommand:      benchStats,
+	heartbeatCommand:  benchHeartbeat,
+	loadCommand:       benchLoad,
+	streamsCommand:    benchStreams,
+	startsCommand:     benchStarts,
+	pauseCommand:      benchPause,
+	shimCommand:       benchShim,
+	containerdCommand: benchContainerd,
 }
 
 func main() {

@@ -50,10 +50,15 @@ const peerNetwork = `{"cniVersion": "1.0.0", "name": "peer", "plugins": [{
 	"type": "bridge", "bridge": "peer0", "isGateway": true,
 	"ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.99.0.0/24"}]]}}]}`
 
-// startPeer starts containerd with its CRI in the engine's namespaces, starts a pod on it, and
-// returns the pod. All of it ends with the engine. The containerd is always that of the Docker 29
-// build.
-func startPeer(ctx context.Context, h *harness, e *engines.Engine) *streamTarget {
+// peer is containerd with its CRI.
+type peer struct {
+	runtime runtimeapi.RuntimeServiceClient
+	images  images
+}
+
+// startPeer starts containerd with its CRI in the engine's namespaces. It ends with the engine. The
+// containerd is always that of the Docker 29 build.
+func startPeer(ctx context.Context, h *harness, e *engines.Engine) *peer {
 	bin := filepath.Join(engines.Cache(), "docker-29")
 	dir := filepath.Join(e.Dir, "peer")
 	if _, err := os.Stat(filepath.Join(bin, "containerd")); err != nil {
@@ -83,24 +88,24 @@ func startPeer(ctx context.Context, h *harness, e *engines.Engine) *streamTarget
 
 	e.Background(h, "peer", "env", "PATH="+bin+":/usr/sbin:/usr/bin:/sbin:/bin",
 		filepath.Join(bin, "containerd"), "--config", filepath.Join(dir, "config.toml"))
-	peer := engines.Connect(h, "unix://"+filepath.Join(dir, "sock"))
+	clients := engines.Connect(h, "unix://"+filepath.Join(dir, "sock"))
 	var err error
 	ready := func() bool {
 		callCtx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		_, err = peer.Runtime.Status(callCtx, &runtimeapi.StatusRequest{})
+		_, err = clients.Runtime.Status(callCtx, &runtimeapi.StatusRequest{})
 		return err == nil
 	}
 	if !engines.Within(time.Minute, ready) {
 		h.Fatalf("bench: containerd does not respond: %v; see %s", err, filepath.Join(e.Dir, "peer.log"))
 	}
 
-	if _, err := peer.Image.PullImage(ctx,
+	if _, err := clients.Image.PullImage(ctx,
 		&runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: images.busybox}}); err != nil {
 		h.Fatalf("bench: containerd: %v", err)
 	}
 
-	return newStreamTarget(ctx, h, e, "containerd", peer.Runtime, images.busybox, peerNetNS)
+	return &peer{clients.Runtime, images}
 }
 
 // images are the names of the peer's images.

@@ -85,13 +85,15 @@ func newStreamsBench(ctx context.Context, h *harness, v engines.Version) *stream
 		return d.Pin(h, pod), nil
 	}
 
+	peer := startPeer(ctx, h, e)
+
 	return &streamsBench{
 		h:      h,
 		e:      e,
 		docker: e.Docker(h),
 		daemon: d,
 		ours:   newStreamTarget(ctx, h, e, "cri-dockerd", d.Runtime, image, pin),
-		peer:   startPeer(ctx, h, e),
+		peer:   newStreamTarget(ctx, h, e, "containerd", peer.runtime, peer.images.busybox, peerNetNS),
 	}
 }
 
