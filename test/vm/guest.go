@@ -54,7 +54,7 @@ func boot(ctx context.Context, o options) (*guest, error) {
 
 	accel := accelerator(ctx)
 	args := append([]string{
-		"-smp", "2", "-m", strconv.Itoa(o.memory),
+		"-smp", "3", "-m", strconv.Itoa(o.memory),
 		"-append", "root=/dev/vda rw console=ttyS0 quiet mitigations=off net.ifnames=0 hugepages=32",
 		"-drive", "if=virtio,format=qcow2,cache=unsafe,file=" + disk,
 		"-netdev", fmt.Sprintf("user,id=n,restrict=on,hostfwd=tcp:127.0.0.1:%d-:22", port),

@@ -2,6 +2,8 @@
 # systemd, restarts of the daemon, the kubelet's own updates, and a resize.
 . ./lib.sh
 
+# One CPU is reserved, one is pinned, and the others are for all other pods.
+[ "$(nproc)" -ge 3 ] || fail "the node has $(nproc) CPUs, three are required"
 bash -eu ./kubelet-up.sh 'featureGates: {MemoryQoS: true}' 'cpuManagerPolicy: static' 'reservedSystemCPUs: "0"'
 trap 'kubectl delete pod --all --grace-period=0 --force > /dev/null 2>&1; systemctl stop vm-kubelet vm-apiserver vm-etcd' EXIT
 
@@ -39,6 +41,26 @@ expect() {
 	echo "WRONG: $1: $2 is $got, want $3"
 	wrong=1
 }
+# cpus POD: prints the CPUs of a container, each on a line
+cpus() {
+	value "$1" cpuset.cpus.effective | tr , '\n' | while IFS=- read -r first last; do
+		seq "$first" "${last:-$first}"
+	done
+}
+# expect_pinned: the pinned container has one CPU, not the reserved one, and all others are left for other pods
+expect_pinned() {
+	local all every
+	every=$(seq -s ' ' 0 $(($(nproc) - 1)))
+	for _ in $(seq 60); do
+		all=$({ cpus pinned; cpus burst; } | sort -n | xargs)
+		if [ "$(cpus pinned | wc -l)" = 1 ] && [ "$(cpus pinned)" != 0 ] && [ "$all" = "$every" ]; then
+			return
+		fi
+		sleep 0.5
+	done
+	echo "WRONG: pinned has the CPUs $(cpus pinned | xargs), burst has $(cpus burst | xargs)"
+	wrong=1
+}
 # page BYTES: rounds down to pages
 page() { echo $(($1 / 4096 * 4096)); }
 total=$(awk '/^MemTotal:/ { print $2 * 1024 }' /proc/meminfo)
@@ -48,7 +70,6 @@ mib=1048576
 expect_all() {
 	expect pinned memory.max $((64 * mib))
 	expect pinned memory.swap.max 0
-	expect pinned cpuset.cpus.effective 1
 	expect pinned memory.oom.group 1
 	expect burst memory.max $((128 * mib))
 	# MemoryQoS: the request and 90 % of the rest
@@ -57,7 +78,7 @@ expect_all() {
 	# LimitedSwap: the share of the swap is the request's share of the memory
 	expect burst memory.swap.max "$(page $((32 * mib * (swap / 4096) / (total / 4096))))"
 	expect burst cpu.max "30000 100000"
-	expect burst cpuset.cpus.effective 0
+	expect_pinned
 }
 wrong=
 expect_all
