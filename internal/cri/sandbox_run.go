@@ -23,6 +23,10 @@ import (
 func (s *Service) RunPodSandbox(
 	ctx context.Context, r *runtimeapi.RunPodSandboxRequest,
 ) (*runtimeapi.RunPodSandboxResponse, error) {
+	if err := awaitTrial(ctx, s.States); err != nil {
+		return nil, err
+	}
+
 	host, err := s.host()
 	if err != nil {
 		return nil, err

@@ -116,6 +116,13 @@ type View interface {
 	Refresh(ctx context.Context, ids ...model.ContainerID) error
 }
 
+// EngineStates provides the state of the engine and its changes.
+type EngineStates interface {
+	Engine() view.EngineState
+	// Changed returns a channel closed at the next change of Engine.
+	Changed() <-chan struct{}
+}
+
 // Updates provides the containers whose limits may have been replaced; see package view.
 type Updates interface {
 	// NextUpdated waits for the next container.
@@ -238,6 +245,7 @@ type Deps struct {
 	Engine    Engine
 	Images    Images
 	View      View
+	States    EngineStates
 	Updates   Updates
 	ImageView ImageView
 	Network   Network

@@ -1,7 +1,9 @@
 package cri
 
 import (
+	"context"
 	"fmt"
+	"time"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -16,10 +18,42 @@ const containerdShim = "ContainerdShim"
 // if they do not.
 func shimCondition(s model.Shim) *runtimeapi.RuntimeCondition {
 	c := &runtimeapi.RuntimeCondition{Type: containerdShim, Status: s.IsActive(), Reason: "CreatedByShim"}
-	if !s.IsActive() {
+	switch {
+	case s.IsActive():
+	case s.IsPending:
+		c.Reason, c.Message = "Pending", s.Problem
+	case s.IsUnsupported:
+		c.Reason, c.Message = "NotSupported", s.Problem
+	default:
 		c.Reason, c.Message = "CreatedByEngine", s.Problem
 	}
+
 	return c
+}
+
+// shimTrialTimeout bounds the wait of a new pod for the trial of the shim, which takes 0.2 s.
+const shimTrialTimeout = 10 * time.Second
+
+// awaitTrial waits until the trial of the shim has ended, or the engine is not ready. After a
+// timeout the pod runs without the shim.
+func awaitTrial(ctx context.Context, states EngineStates) error {
+	timeout := time.NewTimer(shimTrialTimeout)
+	defer timeout.Stop()
+
+	for {
+		changed := states.Changed() // before the state, so that no change is missed
+		if e := states.Engine(); !e.Ready || !e.Host.Shim.IsPending {
+			return nil
+		}
+
+		select {
+		case <-changed:
+		case <-timeout.C:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // checkShim rejects a pod that may not run without the shim (--containers=shim). A runtime handler

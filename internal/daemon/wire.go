@@ -276,6 +276,7 @@ func (p *parts) openService() error {
 		Engine:      p.engine,
 		Images:      p.engine,
 		View:        p.view,
+		States:      p.view,
 		Updates:     p.view,
 		ImageView:   p.view,
 		Network:     p.network,

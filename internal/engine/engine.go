@@ -165,9 +165,7 @@ func (e *Engine) Host(ctx context.Context) (model.Host, error) {
 			"(Docker Engine 20.10): %w", h.EngineVersion, h.APIVersion, minAPI, errdefs.ErrFailedPrecondition)
 	}
 
-	if h.Shim, err = e.shim(ctx, h); err != nil {
-		return model.Host{}, err
-	}
+	h.Shim = newShim(e.cfg.Containers, h)
 
 	return h, nil
 }

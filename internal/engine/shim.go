@@ -16,20 +16,28 @@ import (
 // 0.2 s.
 const shimTrialTimeout = 20 * time.Second
 
-// shim returns whether pods can run under this project's containerd shim. Only containerd knows
-// whether its PATH has the shim's programs, so a trial container decides. It returns an error if
-// the engine does not respond: the next connection repeats the trial.
-func (e *Engine) shim(ctx context.Context, h model.Host) (model.Shim, error) {
-	s := model.Shim{Mode: e.cfg.Containers}
+// newShim returns what is known of this project's containerd shim without a trial.
+func newShim(mode string, h model.Host) model.Shim {
+	s := model.Shim{Mode: mode}
 	if !s.IsWanted() {
 		s.Problem = "--containers=engine"
-		return s, nil
+		return s
 	}
 
-	if s.Problem = translate.ShimProblem(h); s.Problem != "" {
-		return s, nil
+	s.Problem = translate.ShimProblem(h)
+	s.IsUnsupported = s.Problem != ""
+	if !s.IsUnsupported {
+		s.IsPending, s.Problem = true, "the trial of the shim has not ended"
 	}
 
+	return s
+}
+
+// TryShim returns whether pods can run under this project's containerd shim. Only containerd knows
+// whether its PATH has the shim's programs, so a trial container decides. The error is Unavailable
+// if the engine does not respond.
+func (e *Engine) TryShim(ctx context.Context) (model.Shim, error) {
+	s := model.Shim{Mode: e.cfg.Containers}
 	trial, cancel := context.WithTimeout(ctx, shimTrialTimeout)
 	defer cancel()
 

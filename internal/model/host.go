@@ -38,6 +38,12 @@ type Host struct {
 type Shim struct {
 	Mode    string // of --containers: "shim", "auto", "engine" or "" for "engine"
 	Problem string // why containers cannot run under the shim, "" if they can
+	// IsPending is set until a trial has shown whether containers can run under the shim. Until
+	// then they cannot.
+	IsPending bool
+	// IsUnsupported is set if the engine cannot use a shim by its nature. No installation changes
+	// that.
+	IsUnsupported bool
 	// UserNSProblem is the reason why pods under the shim cannot have a user namespace, "" if they
 	// can.
 	UserNSProblem string

@@ -63,6 +63,10 @@ func (p *partial) Host(ctx context.Context) (model.Host, error) {
 	return model.Host{EngineVersion: "1"}, p.call(ctx, "host")
 }
 
+func (p *partial) TryShim(ctx context.Context) (model.Shim, error) {
+	return model.Shim{}, p.call(ctx, "try shim")
+}
+
 func (p *partial) Ping(ctx context.Context) error { return p.call(ctx, "ping") }
 
 func (p *partial) Images(ctx context.Context) ([]*model.Image, error) {

@@ -21,6 +21,8 @@ import (
 type Source interface {
 	// Host connects and describes the engine.
 	Host(ctx context.Context) (model.Host, error)
+	// TryShim returns whether pods can run under the containerd shim, if Host has not decided it.
+	TryShim(ctx context.Context) (model.Shim, error)
 	// Ping fails if the engine does not answer before ctx ends.
 	Ping(ctx context.Context) error
 	// Objects reads all managed containers. An object that cannot be described in time is Unread.
@@ -135,6 +137,15 @@ func (v *View) setConnected(host model.Host) {
 	v.setStateLocked(s)
 }
 
+// setShim publishes the result of a trial of the containerd shim.
+func (v *View) setShim(shim model.Shim) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := v.state
+	s.Host.Shim = shim
+	v.setStateLocked(s)
+}
+
 func (v *View) setReady(host model.Host) {
 	v.mu.Lock()
 	v.setStateLocked(EngineState{Attempted: true, Connected: true, Ready: true, Host: host})
@@ -160,7 +171,8 @@ func (v *View) setDown(err error) {
 }
 
 func (v *View) setStateLocked(s EngineState) {
-	if s.Ready != v.state.Ready || s.Connected != v.state.Connected || s.Reason != v.state.Reason {
+	if s.Ready != v.state.Ready || s.Connected != v.state.Connected || s.Reason != v.state.Reason ||
+		s.Host.Shim != v.state.Host.Shim {
 		close(v.changed)
 		v.changed = make(chan struct{})
 	}

@@ -268,7 +268,8 @@ func (d *down) Host(context.Context) (model.Host, error) {
 	d.tries++
 	return model.Host{}, errdefs.ErrUnavailable
 }
-func (*down) Ping(context.Context) error { return nil }
+func (*down) TryShim(context.Context) (model.Shim, error) { return model.Shim{}, nil }
+func (*down) Ping(context.Context) error                  { return nil }
 func (*down) EventsBetween(context.Context, time.Time, time.Time) ([]engine.Event, error) {
 	return nil, nil
 }

@@ -112,7 +112,7 @@ func (e *Engine) Daemon(tb TB, args ...string) *Daemon {
 		d.own = append(d.own, "--pod-cidr="+PodCIDR)
 	}
 
-	// CONTAINERS=auto runs any test with pods under the shim, on engines that can.
+	// CONTAINERS=engine runs any test without the containerd shim.
 	if mode := os.Getenv("CONTAINERS"); mode != "" {
 		d.own = append(d.own, "--containers="+mode)
 	}
@@ -241,14 +241,17 @@ func (d *Daemon) Restart(tb TB) {
 	d.AwaitReady(tb)
 }
 
-// AwaitReady waits until the runtime is ready.
+// AwaitReady waits until the runtime is ready, and the trial of the containerd shim has ended.
 func (d *Daemon) AwaitReady(tb TB) {
 	tb.Helper()
 	ready := func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		s, err := d.Runtime.Status(ctx, &runtimeapi.StatusRequest{}, grpc.WaitForReady(true))
-		return err == nil && s.Status.Conditions[0].Status
+		return err == nil && s.Status.Conditions[0].Status &&
+			!slices.ContainsFunc(s.Status.Conditions, func(c *runtimeapi.RuntimeCondition) bool {
+				return c.Reason == "Pending"
+			})
 	}
 	if !Within(startDeadline, ready) {
 		tail(tb, d.Log(), 60)

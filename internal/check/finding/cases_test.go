@@ -252,6 +252,11 @@ func serviceCases() []broken {
 			f.Daemon.Conditions = append(f.Daemon.Conditions, Condition{"ContainerdShim", false, "CreatedByEngine",
 				"binary not installed"})
 		}},
+		{"an engine without annotations, but the shim is required", "containerd-shim", func(f *Facts) {
+			f.Flags.Containers = "shim"
+			f.Daemon.Conditions = append(f.Daemon.Conditions, Condition{"ContainerdShim", false, "NotSupported",
+				"Docker Engine 20.10 has no annotations; Engine 24 has"})
+		}},
 		{"no shim, but it is required", "containerd-shim", func(f *Facts) {
 			f.Flags.Containers = "shim"
 			f.Daemon.Conditions = append(f.Daemon.Conditions, Condition{"ContainerdShim", false, "CreatedByEngine",

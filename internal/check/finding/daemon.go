@@ -291,6 +291,10 @@ func checkShim(f *Facts) result {
 		return ok("not requested (--containers=engine)")
 	case c.Status:
 		return ok("new pods run under the shim")
+	case c.Reason == "Pending":
+		return skip("%s", c.Message)
+	case f.Flags.Containers != "shim" && c.Reason == "NotSupported":
+		return ok("new pods run under Docker's default runtime: %s", c.Message)
 	case f.Flags.Containers == "shim":
 		return fail(shell.Advice("resolve the reason, or set --containers=auto (docs/flags.md#docker)"),
 			"no new pod can run: %s", c.Message)

@@ -42,6 +42,9 @@ type Fake struct {
 	// Distort modifies the inspect response of a container, like a hostile image author or a broken
 	// engine. It must not modify values behind pointers except State. Set it before using the fake.
 	Distort func(*container.InspectResponse)
+	// Shim is what Host reports of the containerd shim, and Trial the result of TryShim. Set them
+	// before using the fake.
+	Shim, Trial model.Shim
 
 	mu         sync.Mutex // guards the fields below
 	containers map[model.ContainerID]*container.InspectResponse
@@ -580,12 +583,18 @@ func (f *Fake) Host(ctx context.Context) (h model.Host, err error) {
 			Runtimes:        []string{"runc"},
 			SecurityOptions: []string{"apparmor"},
 			MinOOMScoreAdj:  -1000,
+			Shim:            f.Shim,
 		}
 
 		return nil
 	})
 
 	return h, err
+}
+
+// TryShim implements view.Source.
+func (f *Fake) TryShim(ctx context.Context) (model.Shim, error) {
+	return f.Trial, f.do(ctx, "try shim", func() error { return nil })
 }
 
 // Ping implements view.Source.
