@@ -19,7 +19,7 @@ test: engines ## all tests: units, conformance on both engines, the real kubelet
 	$(GO) vet ./...
 	test -z "$$(gofmt -l cmd internal test)"
 	$(GO) test -race -shuffle=on -timeout 60m ./...
-conformance: $(if $(ENDPOINT),,engines) ## the CRI through gRPC; ENGINE=20.10, 26.1, 29 or all, CONTAINERS=auto for pods under the shim, ENDPOINT=unix:///… for a runtime of this machine that runs already, RUN=pattern of tests
+conformance: $(if $(ENDPOINT),,engines) ## the CRI through gRPC; ENGINE=20.10, 26.1, 29 or all, CONTAINERS=engine for pods without the containerd shim, ENDPOINT=unix:///… for a runtime of this machine that runs already, RUN=pattern of tests
 	$(GO) test -race -count=1 -timeout $(if $(ENDPOINT),3h,90m) ./test/conformance $(if $(RUN),-run '$(RUN)') $(if $(ENDPOINT),-endpoint=$(ENDPOINT))
 conformance-node: deps ## the same through the socket of a node of its own, with the package and the systemd cgroup driver
 	$(GO) test -race -count=1 -v -timeout 90m ./test/conformance -run TestEndpointOfANode -node-tests .

@@ -29,7 +29,7 @@ func (c *Config) Register(f *pflag.FlagSet) {
 		"endpoint of the Docker API; if empty, DOCKER_HOST and related environment variables apply")
 	f.StringVar(&c.RootDirectory, "cri-dockerd-root-directory", "/var/lib/cri-dockerd",
 		"directory for the daemon's lock and for the state of older shims")
-	f.StringVar(&c.Containers, "containers", "engine", "runtime of new pods: engine (Docker's default runtime), shim "+
+	f.StringVar(&c.Containers, "containers", "auto", "runtime of new pods: engine (Docker's default runtime), shim "+
 		"(this project's containerd shim, Docker Engine 24 or later) or auto (the shim if it works)")
 	f.StringVar(&c.RunDirectory, "run-directory", "/run/cri-dockerd",
 		"directory for network namespaces and the log table; must survive restarts of the daemon")
