@@ -55,6 +55,7 @@ var pathOpeners = map[string]string{
 	"internal/shim/idmap/idmap.go":        "root's directory of stages; IDs are checked; the engine's mounts",
 	"internal/shim/idmap/overlay.go":      "the layers of the engine's mounts",
 	"internal/shim/task/users.go":         "/proc and numbers",
+	"internal/shim/task/oom.go":           "kernel files; the path of a control group is the kernel's",
 	"internal/shim/launcher/launcher.go":  "root's bundle and socket directory; names are constants and hashes",
 	"internal/shim/sandbox/cgroup.go":     "kernel files; page sizes are checked",
 	"internal/shim/sandbox/kill.go":       "/proc and numbers",

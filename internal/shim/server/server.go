@@ -55,12 +55,13 @@ func newService(c *plugin.InitContext) (any, error) {
 		return nil, fmt.Errorf("plugins of containerd's shim have the types %T and %T", p, end)
 	}
 
-	runc, err := task.NewTaskService(c.Context, publisher, sd)
+	front := own.NewPublisher(publisher)
+	runc, err := task.NewTaskService(c.Context, front, sd)
 	if err != nil {
 		return nil, err
 	}
 
-	return own.New(c.Context, runc, publisher), nil
+	return own.New(c.Context, runc, front), nil
 }
 
 // actions are the actions of containerd apart from serving. Those without a method here are runc's.

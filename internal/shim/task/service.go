@@ -12,7 +12,6 @@ import (
 
 	api "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/runc/options"
-	"github.com/containerd/containerd/v2/pkg/shim"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
@@ -29,6 +28,7 @@ import (
 // Service is the task service of one pod. It is safe for concurrent use.
 type Service struct {
 	api.TTRPCTaskService // of runc
+	publisher            *Publisher
 	events               *events
 
 	mu         sync.Mutex
@@ -43,10 +43,12 @@ type container struct {
 	root   string // the engine's root of a container with a user namespace, "" for others
 }
 
-// New returns a service in front of runc's. publisher receives the events of pauses until ctx ends.
-func New(ctx context.Context, runc api.TTRPCTaskService, publisher shim.Publisher) *Service {
+// New returns a service in front of runc's. publisher receives the events of runc's service, and
+// those of pauses until ctx ends.
+func New(ctx context.Context, runc api.TTRPCTaskService, publisher *Publisher) *Service {
 	s := &Service{
 		TTRPCTaskService: runc,
+		publisher:        publisher,
 		events:           newEvents(publisher),
 		pauses:           map[string]*sandbox.Pause{},
 		containers:       map[string]container{},
@@ -118,9 +120,14 @@ func (s *Service) createRunc(
 	resp, err := s.TTRPCTaskService.Create(ctx, r)
 	if err != nil {
 		s.forget(r.ID)
+		return nil, err
 	}
 
-	return resp, err
+	if err := s.publisher.watch(r.ID, int(resp.Pid)); err != nil { // runc's service watches, too
+		log.G(ctx).WithError(err).WithField("id", r.ID).Warn("an OOM kill may be reported too late")
+	}
+
+	return resp, nil
 }
 
 // runcOptions returns the options of runc. Docker sends none for a shim selected by name.
@@ -151,6 +158,8 @@ func newContainer(b *bundle.Bundle) container {
 }
 
 func (s *Service) forget(id string) {
+	s.publisher.unwatch(id)
+
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.containers, id)
