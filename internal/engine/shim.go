@@ -16,6 +16,9 @@ import (
 // 0.2 s.
 const shimTrialTimeout = 20 * time.Second
 
+// trialRemovalTimeout bounds the removal of a trial container after its trial.
+const trialRemovalTimeout = 10 * time.Second
+
 // newShim returns what is known of this project's containerd shim without a trial.
 func newShim(mode string, h model.Host) model.Shim {
 	s := model.Shim{Mode: mode}
@@ -79,8 +82,8 @@ func (e *Engine) tryContainer(
 		return err
 	}
 
-	remove := func() error { return ignore(e.remove(ctx, trial.Name), errdefs.IsNotFound) }
-	if err := remove(); err != nil { // of an interrupted trial
+	remove := func(ctx context.Context) error { return ignore(e.remove(ctx, trial.Name), errdefs.IsNotFound) }
+	if err := remove(ctx); err != nil { // of an interrupted trial
 		return err
 	}
 
@@ -88,7 +91,11 @@ func (e *Engine) tryContainer(
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, remove()) }()
+	defer func() { // also after a timeout
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), trialRemovalTimeout)
+		defer cancel()
+		err = errors.Join(err, remove(ctx))
+	}()
 
 	return e.Start(ctx, id)
 }
