@@ -3,8 +3,10 @@ package conformance
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -60,23 +62,28 @@ func (w *numberWriter) hold(t *testing.T) {
 		return err == nil && held != ""
 	})
 
+	// The log may have been rotated many times since, with nothing written.
 	eventually(t, "line "+held+" in the log", func() bool {
-		for _, f := range []string{w.log, newest(w.log)} {
-			if b, _ := os.ReadFile(f); strings.HasSuffix(string(b), " F "+held+"\n") {
-				return true
-			}
-		}
-		return held == ""
+		files, _ := filepath.Glob(w.log + "*")
+		return slices.ContainsFunc(files, func(f string) bool { return endsWith(f, " F "+held+"\n") })
 	})
 }
 
-// newest returns the file most recently renamed from a log, or "" if there is none.
-func newest(log string) string {
-	files, _ := filepath.Glob(log + ".*")
-	if len(files) == 0 {
-		return ""
+// endsWith reports whether the content of a file has this end.
+func endsWith(file, end string) bool {
+	f, err := os.Open(file)
+	if err != nil {
+		return false
 	}
-	return files[len(files)-1]
+	defer f.Close()
+
+	got := make([]byte, len(end))
+	if _, err := f.Seek(-int64(len(end)), io.SeekEnd); err != nil {
+		return false
+	}
+	_, err = io.ReadFull(f, got)
+
+	return err == nil && string(got) == end
 }
 
 func (w *numberWriter) release(t *testing.T) {

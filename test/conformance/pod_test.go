@@ -32,7 +32,8 @@ func TestVersion(t *testing.T) {
 	})
 }
 
-// TestStatus checks that all conditions of a healthy node are true.
+// TestStatus checks that all conditions of a healthy node are true. An engine may be too old for
+// the containerd shim.
 func TestStatus(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
 		s, err := n.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{Verbose: true})
@@ -41,7 +42,7 @@ func TestStatus(t *testing.T) {
 		}
 
 		for _, c := range s.Status.Conditions {
-			if !c.Status {
+			if !c.Status && (c.Type != "ContainerdShim" || c.Reason != "NotSupported") {
 				t.Errorf("%s is false: %s %s", c.Type, c.Reason, c.Message)
 			}
 		}
