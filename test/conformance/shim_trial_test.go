@@ -15,8 +15,8 @@ import (
 )
 
 // TestHangingShimTrial has the engine hang while it creates the trial container of the shim. The
-// node is ready, and a new pod runs without the shim after a bounded wait. Once the engine responds,
-// new pods run under the shim, and nothing remains of the trials.
+// node is ready, and a new pod runs without the shim after a bounded wait. Once the engine
+// responds, new pods run under the shim, and nothing remains of the trials.
 func TestHangingShimTrial(t *testing.T) {
 	t.Parallel()
 	skipAtEndpoint(t)
