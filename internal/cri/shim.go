@@ -31,13 +31,13 @@ func shimCondition(s model.Shim) *runtimeapi.RuntimeCondition {
 	return c
 }
 
-// shimTrialTimeout bounds the wait of a new pod for the trial of the shim, which takes 0.2 s.
-const shimTrialTimeout = 10 * time.Second
+// trialWait bounds the wait of a new pod for the trial of the shim, which takes 0.2 s.
+const trialWait = 10 * time.Second
 
 // awaitTrial waits until the trial of the shim has ended, or the engine is not ready. After a
 // timeout the pod runs without the shim.
 func awaitTrial(ctx context.Context, states EngineStates) error {
-	timeout := time.NewTimer(shimTrialTimeout)
+	timeout := time.NewTimer(trialWait)
 	defer timeout.Stop()
 
 	for {

@@ -48,7 +48,7 @@ func TestAwaitTrial(t *testing.T) {
 		after  time.Duration
 	}{
 		"trial ends":  {result: model.Shim{Mode: "auto"}, after: time.Second},
-		"trial hangs": {result: pending, after: shimTrialTimeout},
+		"trial hangs": {result: pending, after: trialWait},
 		"call ends":   {result: pending, cancel: true, after: 2 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
