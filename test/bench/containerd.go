@@ -8,15 +8,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"cri-dockerd/test/engines"
 )
 
 // containerdCommand runs the program as the benchmark beside containerd's own CRI.
@@ -60,32 +57,16 @@ func benchContainerd(ctx context.Context, h *harness, args []string) bool {
 		h.Fatalf("bench: %v", err)
 	}
 
-	ok := true
-	for _, v := range engines.Versions() {
-		if v == engines.V20 {
-			continue
-		}
-
-		load := loadAverage(h)
-		e := engines.Start(h, v)
-		b := &containerdBench{
-			shimBench: &shimBench{h: h, e: e, image: e.ImportBusybox(h), docker: e.Docker(h)},
-			peer:      startPeer(ctx, h, e),
-			ok:        true,
-		}
-		b.daemon = e.Daemon(h, "--log-level=info", "--containers=shim")
-		b.daemon.AwaitReady(h)
-		fmt.Printf("Docker Engine %s, %d rounds of ten pods with each runtime, %d CPUs, load average %s before the "+
-			"run, %s\n\n", v, *rounds, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
+	return eachShimBench(h, *rounds, func(shim *shimBench) bool {
+		b := &containerdBench{shimBench: shim, peer: startPeer(ctx, h, shim.e), ok: true}
 		b.measureCalls(ctx, *rounds)
 		b.measurePause(ctx, *rounds)
 		if *pods > 0 {
 			b.measureManyPods(ctx, *pods)
 		}
-		ok = ok && b.ok
-	}
 
-	return ok
+		return b.ok
+	}, "--containers=shim")
 }
 
 // sides returns the compared runtimes, containerd first.
@@ -158,7 +139,7 @@ func (b *containerdBench) measurePause(ctx context.Context, rounds int) {
 }
 
 // measureManyPods starts pods in parallel, twice with each runtime, and measures the private memory
-// of the shims of all pods. The last pods are removed one by one.
+// of the shims of all pods.
 func (b *containerdBench) measureManyPods(ctx context.Context, pods int) {
 	var times [2][]time.Duration
 	var memory [2]int64
@@ -207,15 +188,7 @@ func (s side) startPod(ctx context.Context, cfg *runtimeapi.PodSandboxConfig) (s
 		return "", err
 	}
 
-	c, err := s.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
-		PodSandboxId:  p.PodSandboxId,
-		SandboxConfig: cfg,
-		Config: &runtimeapi.ContainerConfig{
-			Metadata: &runtimeapi.ContainerMetadata{Name: "main"},
-			Image:    &runtimeapi.ImageSpec{Image: s.image},
-			Command:  []string{"sleep", "100000"},
-		},
-	})
+	c, err := s.runtime.CreateContainer(ctx, sleeper(p.PodSandboxId, s.image, cfg))
 	if err == nil {
 		_, err = s.runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
 	}

@@ -36,6 +36,12 @@ func benchShim(ctx context.Context, h *harness, args []string) bool {
 		h.Fatalf("bench: %v", err)
 	}
 
+	return eachShimBench(h, *rounds, func(b *shimBench) bool { return b.run(ctx, *rounds) })
+}
+
+// eachShimBench runs a benchmark for each engine with annotations, with these arguments of the
+// daemon, and reports whether all succeed.
+func eachShimBench(h *harness, rounds int, run func(*shimBench) bool, args ...string) bool {
 	ok := true
 	for _, v := range engines.Versions() {
 		if v == engines.V20 {
@@ -45,10 +51,10 @@ func benchShim(ctx context.Context, h *harness, args []string) bool {
 		load := loadAverage(h)
 		e := engines.Start(h, v)
 		b := &shimBench{h: h, e: e, image: e.ImportBusybox(h), docker: e.Docker(h)}
-		b.daemon = e.Daemon(h, "--log-level=info")
+		b.daemon = e.Daemon(h, append([]string{"--log-level=info"}, args...)...)
 		fmt.Printf("Docker Engine %s, %d rounds of ten pods with each runtime, %d CPUs, load average %s before the "+
-			"run, %s\n\n", v, *rounds, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
-		ok = b.run(ctx, *rounds) && ok
+			"run, %s\n\n", v, rounds, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
+		ok = run(b) && ok
 	}
 
 	return ok
@@ -139,15 +145,7 @@ func timePod(
 			return err
 		}},
 		{"CreateContainer", func() error {
-			r, err := runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
-				PodSandboxId: pod,
-				Config: &runtimeapi.ContainerConfig{
-					Metadata: &runtimeapi.ContainerMetadata{Name: "main"},
-					Image:    &runtimeapi.ImageSpec{Image: image},
-					Command:  []string{"sleep", "100000"},
-				},
-				SandboxConfig: cfg,
-			})
+			r, err := runtime.CreateContainer(ctx, sleeper(pod, image, cfg))
 			id = r.GetContainerId()
 			return err
 		}},
@@ -172,6 +170,19 @@ func timePod(
 	took[threeCalls] = took["RunPodSandbox"] + took["CreateContainer"] + took["StartContainer"]
 
 	return took, nil
+}
+
+// sleeper is the request for a container that sleeps.
+func sleeper(pod, image string, cfg *runtimeapi.PodSandboxConfig) *runtimeapi.CreateContainerRequest {
+	return &runtimeapi.CreateContainerRequest{
+		PodSandboxId: pod,
+		Config: &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: "main"},
+			Image:    &runtimeapi.ImageSpec{Image: image},
+			Command:  []string{"sleep", "100000"},
+		},
+		SandboxConfig: cfg,
+	}
 }
 
 // startPause starts a pause through the engine's API alone and returns the time of the start. The
