@@ -92,8 +92,8 @@ func (a *attacher) delete(ctx context.Context, c attachment, pod string) error {
 	}
 
 	if rest.address != "" {
-		err := checkInstalled(c.list, a.binDirs)
-		if c.result != nil { // libcni removed the entry with the DEL of the others
+		err := rest.addressErr // of the split, since the program may be reinstalled meanwhile
+		if c.result != nil {   // libcni removed the entry with the DEL of the others
 			err = errors.Join(err, a.cache.restore(c))
 		}
 		return &MissingPluginError{
@@ -133,6 +133,7 @@ type installedPart struct {
 	// The addresses of the interface identify the masquerading rules, so a second DEL after a
 	// failed IPAM call would not find these rules.
 	address, holder string
+	addressErr      error // the reason why address is missing
 }
 
 func splitInstalled(list *libcni.NetworkConfigList, binDirs []string) installedPart {
@@ -148,7 +149,7 @@ func splitInstalled(list *libcni.NetworkConfigList, binDirs []string) installedP
 
 		if address != "" {
 			if _, err := Find(address, binDirs); err != nil {
-				p.holder, p.address = name, address
+				p.holder, p.address, p.addressErr = name, address, fmt.Errorf("network %s: %w", list.Name, err)
 				continue
 			}
 		}

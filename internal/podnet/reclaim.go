@@ -113,7 +113,7 @@ func (m *Manager) ReclaimOne(ctx context.Context, id model.ContainerID, all Sand
 	wait, cancel := context.WithTimeout(ctx, reclaimTimeout)
 	defer cancel()
 
-	err := m.releases.join(wait, id, func(ctx context.Context) error {
+	err := m.releases.join(wait, id, byReclaim, func(ctx context.Context) error {
 		unlock, err := m.lock(ctx, id)
 		if err != nil {
 			return err
@@ -121,10 +121,7 @@ func (m *Manager) ReclaimOne(ctx context.Context, id model.ContainerID, all Sand
 		defer unlock()
 
 		sb := find() // again under the lock, since the pod may have been started
-		if sb.Running {
-			return errInUse
-		}
-		if !m.Holds(id) {
+		if sb.Running || !m.Holds(id) {
 			return nil
 		}
 		if isRemoved, err := all.IsRemoved(ctx, id); !isRemoved {
@@ -135,7 +132,7 @@ func (m *Manager) ReclaimOne(ctx context.Context, id model.ContainerID, all Sand
 
 		return m.releaseLocked(ctx, sb)
 	})
-	if err != nil && !errors.Is(err, errInUse) {
+	if err != nil {
 		return fmt.Errorf("recover sandbox %s: %w", id, err)
 	}
 

@@ -23,8 +23,13 @@ const (
 	maxAbandonedWaits = 2
 )
 
-// errInUse is the result of a release if its pod is running.
-var errInUse = errors.New("the pod is running")
+// releaser names the reason of a release.
+type releaser int
+
+const (
+	byReclaim releaser = iota // of a removed pod; it spares a pod that is running or not removed yet
+	byRemoval                 // requested by a caller that stops or removes the pod
+)
 
 // pendingError reports a caller's timeout while the release continues.
 type pendingError struct {
@@ -46,30 +51,44 @@ type releases struct {
 }
 
 type releaseState struct {
+	by       releaser
 	done     chan struct{}
 	err      error // set before done is closed
 	timeouts int   // number of callers with a timeout; guarded by releases.mu
 }
 
-// join waits for the release of a sandbox's network. If none is running, it starts one with do. It
-// returns a *pendingError shortly before ctx's deadline.
-func (r *releases) join(ctx context.Context, id model.ContainerID, do func(context.Context) error) error {
+// join waits for the release of a sandbox's network. If none is running, it starts one with do. A
+// removal never takes the result of Reclaim, which may have spared the pod: it starts its own
+// release afterwards. join returns a *pendingError shortly before ctx's deadline.
+func (r *releases) join(
+	ctx context.Context, id model.ContainerID, by releaser, do func(context.Context) error,
+) error {
 	wait, cancel := beforeDeadline(ctx)
 	defer cancel()
 
-	one := r.begin(ctx, id, do)
-	select {
-	case <-one.done:
-		return one.err
-	case <-wait.Done():
-	}
+	one := r.begin(ctx, id, by, do)
+	for {
+		select {
+		case <-one.done:
+			if by == byReclaim || one.by == byRemoval {
+				return one.err
+			}
+			one = r.begin(ctx, id, by, do)
 
+		case <-wait.Done():
+			return r.abandon(one, wait.Err())
+		}
+	}
+}
+
+// abandon counts a caller with a timeout.
+func (r *releases) abandon(one *releaseState, err error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 
 	one.timeouts++
 
-	return &pendingError{one.timeouts, wait.Err()}
+	return &pendingError{one.timeouts, err}
 }
 
 // isRunning reports whether a sandbox's network is being released.
@@ -79,7 +98,9 @@ func (r *releases) isRunning(id model.ContainerID) bool {
 	return r.running[id] != nil
 }
 
-func (r *releases) begin(ctx context.Context, id model.ContainerID, do func(context.Context) error) *releaseState {
+func (r *releases) begin(
+	ctx context.Context, id model.ContainerID, by releaser, do func(context.Context) error,
+) *releaseState {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 
@@ -87,7 +108,7 @@ func (r *releases) begin(ctx context.Context, id model.ContainerID, do func(cont
 		return one
 	}
 
-	one := &releaseState{done: make(chan struct{})}
+	one := &releaseState{by: by, done: make(chan struct{})}
 	if r.running == nil {
 		r.running = map[model.ContainerID]*releaseState{}
 	}
@@ -121,17 +142,14 @@ func beforeDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 // need a running pause process. A failing release does not delay the pod's removal for long:
 // Disconnect then returns nil, and Leftovers requests a Reclaim.
 func (m *Manager) Disconnect(ctx context.Context, sb *model.Sandbox) error {
-	err := errInUse
-	for errors.Is(err, errInUse) { // set by Reclaim, which spares running pods
-		err = m.releases.join(ctx, sb.ID, func(ctx context.Context) error {
-			unlock, err := m.lock(ctx, sb.ID)
-			if err != nil {
-				return err
-			}
-			defer unlock()
-			return m.releaseOrDefer(ctx, sb)
-		})
-	}
+	err := m.releases.join(ctx, sb.ID, byRemoval, func(ctx context.Context) error {
+		unlock, err := m.lock(ctx, sb.ID)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		return m.releaseOrDefer(ctx, sb)
+	})
 
 	var pending *pendingError
 	if !errors.As(err, &pending) {

@@ -2,6 +2,7 @@ package podnet
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -58,29 +59,35 @@ func (noPins) Addresses(model.ContainerID, int) []netip.Addr  { return nil }
 func (noPins) Unpin(model.ContainerID) error                  { return nil }
 func (noPins) List() []model.ContainerID                      { return nil }
 
-// TestDisconnectDoesNotTrustReclaim verifies that Disconnect does not accept the result of Reclaim,
-// which spares running pods.
+var errBroken = errors.New("broken")
+
+// TestDisconnectDoesNotTrustReclaim verifies that Disconnect does not accept any result of Reclaim,
+// which spares running pods and may have failed for a reason that no longer exists.
 func TestDisconnectDoesNotTrustReclaim(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		sb := &model.Sandbox{ID: "aa", Running: true, NetworkMode: "none"}
-		network := &connected{pod: string(sb.ID)}
-		m := NewManager(ManagerConfig{
-			Network:     network,
-			Namespaces:  noPins{},
-			Pins:        noPins{},
-			Checkpoints: checkpoint.New(t.TempDir()),
-			Log:         slog.New(slog.DiscardHandler),
+	for name, result := range map[string]error{"spared": nil, "failed": errBroken} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sb := &model.Sandbox{ID: "aa", Running: true, NetworkMode: "none"}
+				network := &connected{pod: string(sb.ID)}
+				m := NewManager(ManagerConfig{
+					Network:     network,
+					Namespaces:  noPins{},
+					Pins:        noPins{},
+					Checkpoints: checkpoint.New(t.TempDir()),
+					Log:         slog.New(slog.DiscardHandler),
+				})
+
+				held := make(chan struct{})
+				m.releases.begin(t.Context(), sb.ID, byReclaim, func(context.Context) error { <-held; return result })
+
+				done := make(chan error, 1)
+				go func() { done <- m.Disconnect(t.Context(), sb) }()
+				synctest.Wait() // it waits for the release of Reclaim
+				close(held)
+				if err := <-done; err != nil || network.pod != "" {
+					t.Errorf("%v, attached %q", err, network.pod)
+				}
+			})
 		})
-
-		held := make(chan struct{})
-		m.releases.begin(t.Context(), sb.ID, func(context.Context) error { <-held; return errInUse })
-
-		done := make(chan error, 1)
-		go func() { done <- m.Disconnect(t.Context(), sb) }()
-		synctest.Wait() // it waits for the release of Reclaim
-		close(held)
-		if err := <-done; err != nil || network.pod != "" {
-			t.Errorf("%v, attached %q", err, network.pod)
-		}
-	})
+	}
 }

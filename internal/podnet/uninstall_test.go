@@ -258,6 +258,42 @@ func TestIPAMProgramIsUninstalled(t *testing.T) {
 	}
 }
 
+// TestIPAMProgramReturnsDuringDEL verifies that a Del that found the program missing names it, even
+// if it is installed before the Del ends. The next Del releases the address.
+func TestIPAMProgramReturnsDuringDEL(t *testing.T) {
+	f := newFake(t)
+	program, conf := filepath.Join(f.dir, "host-local"), filepath.Join(t.TempDir(), "10.conflist")
+	script := "#!/bin/sh\ncat > " + f.dir + "/stdin\n" +
+		`[ "$CNI_COMMAND" != ADD ] || sed 's/.*"prevResult":\({.*}\),"type".*/\1/' ` + f.dir + "/stdin\n" +
+		`[ "$CNI_COMMAND" != DEL ] || touch ` + program + "\n[ ! -e " + program + " ] || chmod +x " + program + "\n"
+	text := `{"cniVersion":"1.0.0","name":"net","plugins":[
+		{"type":"dummy","ipam":{"type":"host-local"}},{"type":"mesh"}]}`
+	if err := errors.Join(
+		os.Link(filepath.Join(f.dir, "fake"), filepath.Join(f.dir, "dummy")),
+		os.WriteFile(filepath.Join(f.dir, "mesh"), []byte(script), 0o755),
+		os.WriteFile(program, nil, 0o755),
+		os.WriteFile(conf, []byte(text), 0o644),
+	); err != nil {
+		t.Fatal(err)
+	}
+
+	c := newCNI(t, filepath.Dir(conf), f.dir, t.TempDir())
+	p, _ := newPod(t, sandboxID)
+	add(t, c, p)
+	if err := os.Remove(program); err != nil {
+		t.Fatal(err)
+	}
+
+	err := c.Del(t.Context(), p)
+	var missing *MissingPluginError
+	if !errors.As(err, &missing) || !strings.Contains(err.Error(), `CNI plugin "host-local" is not in `) {
+		t.Fatalf("%v", err)
+	}
+	if err := c.Del(t.Context(), p); err != nil || len(f.held()) > 0 || len(c.Attached()) > 0 {
+		t.Errorf("%v, held %v, attached %v", err, f.held(), c.Attached())
+	}
+}
+
 // azure is a configuration with the main plugin's own IPAM.
 const azure = `{"cniVersion":"0.3.0","name":"azure","plugins":[
 	{"type":"azure-vnet","mode":"transparent","ipam":{"type":"azure-cns","mode":"v4overlay"}},
