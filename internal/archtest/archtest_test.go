@@ -39,6 +39,7 @@ var allowedImports = map[string][]string{
 	"internal/tracing":         {},
 	"internal/exit":            {},
 	"internal/config":          {"internal/secret"},
+	"internal/engine/output":   {"internal/shim/annotation"},
 	"internal/engine/pause":    {},
 	"internal/cgroup":          {},
 	"internal/apparmor":        {},
@@ -49,8 +50,9 @@ var allowedImports = map[string][]string{
 	"internal/stats":           {"internal/cgroup"},
 	"internal/engine/tolerant": {},
 	"internal/engine": {
-		"internal/cgroup", "internal/engine/pause", "internal/engine/tolerant", "internal/keylock",
-		"internal/model", "internal/secret", "internal/systemd", "internal/text", "internal/translate",
+		"internal/cgroup", "internal/engine/output", "internal/engine/pause", "internal/engine/tolerant",
+		"internal/keylock", "internal/model", "internal/secret", "internal/systemd", "internal/text",
+		"internal/translate",
 	},
 	"internal/view": {"internal/engine"},
 	"internal/podstats": {

@@ -86,6 +86,9 @@ func (c *Config) CIDRs() []netip.Prefix {
 	return all
 }
 
+// ExecOutput returns the directory for the output of execs from the containerd shim.
+func (c *Config) ExecOutput() string { return filepath.Join(c.RunDirectory, "exec") }
+
 // PinRecords returns the directory for records of pinned network namespaces, and for namespaces
 // without a sandbox.
 func (c *Config) PinRecords() string { return filepath.Join(c.RunDirectory, "netns") }

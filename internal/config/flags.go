@@ -32,7 +32,7 @@ func (c *Config) Register(f *pflag.FlagSet) {
 	f.StringVar(&c.Containers, "containers", "auto", "runtime of new pods: engine (Docker's default runtime), shim "+
 		"(this project's containerd shim, Docker Engine 24 or later) or auto (the shim if it works)")
 	f.StringVar(&c.RunDirectory, "run-directory", "/run/cri-dockerd",
-		"directory for network namespaces and the log table; must survive restarts of the daemon")
+		"directory for network namespaces, the log table and the output of execs; must survive restarts of the daemon")
 
 	f.StringVar(&c.TLSCert, "tls-cert-file", "", "TLS certificate of a tcp:// endpoint outside of loopback")
 	f.StringVar(&c.TLSKey, "tls-key-file", "", "private key of --tls-cert-file")

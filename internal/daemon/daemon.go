@@ -96,6 +96,7 @@ func (p *parts) run(ctx context.Context, hup <-chan os.Signal) error {
 		func() error { return ignoreCanceled(p.exits.Run(ctx)) },
 		func() error { p.logs.Run(ctx); return nil },
 		func() error { p.network.Run(ctx); return nil },
+		func() error { p.engine.DiscardLeftovers(ctx); return nil },
 		func() error { p.imageFS.Run(ctx); return nil },
 		func() error { p.recoverLoop(ctx); return nil },
 		func() error { p.service.CompleteStarts(ctx); return nil },

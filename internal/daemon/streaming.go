@@ -7,7 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cri-dockerd/internal/engine"
-	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/stream"
 )
@@ -42,7 +41,15 @@ type streamRuntime struct{ p *parts }
 func (s streamRuntime) Exec(ctx context.Context, id string, x engine.Exec) (int, error) {
 	ctx, stop := s.p.service.WhileRunning(ctx, id)
 	defer stop()
-	return s.p.engine.Exec(ctx, model.ContainerID(id), x)
+
+	c, err := s.p.view.Container(id)
+	if err != nil {
+		return 0, err
+	}
+
+	x.Output = c.ExecOutput
+
+	return s.p.engine.Exec(ctx, c.ID, x)
 }
 
 func (s streamRuntime) Attach(ctx context.Context, id string, x engine.Streams) error {

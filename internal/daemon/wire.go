@@ -157,14 +157,15 @@ func (p *parts) openEngine() (err error) {
 	p.units = systemd.New(systemd.PrivateSocket, p.log)
 	p.closeLater("systemd", p.units)
 	p.engine, err = engine.New(engine.Config{
-		Endpoint:     p.cfg.DockerEndpoint,
-		PauseImage:   p.cfg.PauseImage,
-		Containers:   p.cfg.Containers,
-		Pins:         p.cfg.ImagePins(),
-		PullDeadline: p.cfg.PullDeadline,
-		Traces:       p.traces,
-		Units:        p.units,
-		Log:          p.log,
+		Endpoint:        p.cfg.DockerEndpoint,
+		PauseImage:      p.cfg.PauseImage,
+		Containers:      p.cfg.Containers,
+		OutputDirectory: p.cfg.ExecOutput(),
+		Pins:            p.cfg.ImagePins(),
+		PullDeadline:    p.cfg.PullDeadline,
+		Traces:          p.traces,
+		Units:           p.units,
+		Log:             p.log,
 	})
 	if err != nil {
 		return err

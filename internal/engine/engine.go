@@ -22,6 +22,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"cri-dockerd/internal/cgroup"
+	"cri-dockerd/internal/engine/output"
 	"cri-dockerd/internal/keylock"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/translate"
@@ -49,6 +50,9 @@ type Config struct {
 	Units Units
 	// Containers is the value of --containers. Empty means engine.
 	Containers string
+	// OutputDirectory is for the output of execs from the shim. Empty means that all output comes
+	// from the engine.
+	OutputDirectory string
 	// Pins are the images pinned by the operator.
 	Pins model.ImagePins
 	Log  *slog.Logger
@@ -71,7 +75,8 @@ type Engine struct {
 	execs    execTimeouts
 	logCheck logCheckTimeouts
 
-	inspectTimeout time.Duration // of one inspect; tests change it
+	leftovers      *output.Leftovers // of sessions of an earlier process
+	inspectTimeout time.Duration     // of one inspect; tests change it
 	reaps          reaps
 }
 
@@ -96,6 +101,13 @@ func New(cfg Config) (*Engine, error) {
 	}
 
 	e.client.Store(docker)
+	if cfg.OutputDirectory == "" {
+		return e, nil
+	}
+
+	if e.leftovers, err = output.FindLeftovers(cfg.OutputDirectory); err != nil {
+		cfg.Log.Warn("cannot read the output of a command without a session; it may block", "err", err)
+	}
 
 	return e, nil
 }
@@ -119,6 +131,14 @@ func (e *Engine) docker() *client.Client { return e.client.Load().Client }
 
 // streams returns the client for hijacked connections.
 func (e *Engine) streams() *client.Client { return e.client.Load().streams }
+
+// DiscardLeftovers lets the commands of lost sessions continue without their clients. It returns
+// after their end, or that of ctx.
+func (e *Engine) DiscardLeftovers(ctx context.Context) {
+	if e.leftovers != nil {
+		e.leftovers.Discard(ctx, copyDirect)
+	}
+}
 
 // Close stops the reaping of cancelled execs and closes idle connections.
 func (e *Engine) Close() error {

@@ -25,6 +25,9 @@ type Exec struct {
 	// drops output not read within 2 s after the exit. The writers must therefore accept the
 	// remaining output, at most MaxTrailingOutput bytes, without blocking.
 	OnExit func()
+	// Output is the container's directory for the output of execs from the shim, "" for none. It
+	// has no effect with a terminal.
+	Output string
 }
 
 // MaxTrailingOutput bounds the output in bytes that may arrive after the exit of a command. For

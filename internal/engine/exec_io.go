@@ -81,10 +81,15 @@ func copyOutput(conn io.Reader, s Streams) error {
 		return d.run()
 	}
 
+	return copyAll(out, conn, buf[:])
+}
+
+// copyAll copies to the end of the data. Unlike io.Copy it always uses the buffer.
+func copyAll(to io.Writer, from io.Reader, buf []byte) error {
 	for {
-		n, err := conn.Read(buf[:])
+		n, err := from.Read(buf)
 		if n > 0 {
-			if _, err := out.Write(buf[:n]); err != nil {
+			if _, err := to.Write(buf[:n]); err != nil {
 				return err
 			}
 		}

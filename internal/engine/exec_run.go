@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
 
+	"cri-dockerd/internal/engine/output"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/text"
 )
@@ -47,6 +48,7 @@ type execution struct {
 	*Engine
 	container model.ContainerID
 	id        string
+	direct    *output.Output // nil if all output comes from the engine
 	Exec
 }
 
@@ -63,6 +65,15 @@ type execution struct {
 // the command within 2 minutes.
 func (e *Engine) Exec(ctx context.Context, id model.ContainerID, x Exec) (int, error) {
 	r := &execution{Engine: e, container: id, Exec: x}
+	if x.Output != "" && x.Output == e.cfg.OutputDirectory && !x.TTY {
+		direct, err := output.Open(x.Output)
+		if err != nil {
+			return 0, fmt.Errorf("exec in container %s: %w", id, err)
+		}
+		defer direct.Close()
+		r.direct = direct
+	}
+
 	if err := r.create(ctx); err != nil {
 		return 0, wrap(r.explain(ctx, err), "exec in container %s", id)
 	}
@@ -89,6 +100,10 @@ func (r *execution) create(ctx context.Context) error {
 	}
 	if r.TTY && r.Stdin != nil {
 		opts.DetachKeys = execDetachKeys()
+	}
+
+	if r.direct != nil {
+		opts.Env = []string{r.direct.Variable()}
 	}
 
 	created, err := r.docker().ExecCreate(ctx, string(r.container), opts)
@@ -147,7 +162,7 @@ func (r *execution) run(ctx context.Context) (int, error) {
 
 	r.Stderr = errOut
 	monitor := newWriteMonitor(ctx, r)
-	if err := transfer(ctx, conn, monitor.streams(), true, r.resize); err != nil {
+	if err := r.transfer(ctx, conn, monitor.streams()); err != nil {
 		return 0, r.abort(ctx, err)
 	}
 

@@ -41,7 +41,8 @@ type Container struct {
 	TTY           bool
 	Stdin         bool
 	StdinOnce     bool
-	Stale         bool // from the engine's list alone: no process, limits, mounts or times
+	ExecOutput    string // directory for the output of execs from the shim, "" for none
+	Stale         bool   // from the engine's list alone: no process, limits, mounts or times
 }
 
 // LogConfig selects the engine's log driver for a container.

@@ -47,6 +47,8 @@ type Shim struct {
 	// UserNSProblem is the reason why pods under the shim cannot have a user namespace, "" if they
 	// can.
 	UserNSProblem string
+	// OutputDirectory is the directory for the output of execs from the shim, "" for none.
+	OutputDirectory string
 }
 
 // IsActive reports whether new pods run under the shim.

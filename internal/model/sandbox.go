@@ -41,8 +41,11 @@ type Sandbox struct {
 	HostsPath      string
 	CgroupParent   string
 	Runtime        string // the OCI runtime, as in HostConfig.Runtime
-	Own            PodResources
-	Stale          bool // from the engine's list alone: no process, times or paths
+	// ExecOutput is the directory for the output of execs from the shim, "" if the pod's shim does
+	// not know it.
+	ExecOutput string
+	Own        PodResources
+	Stale      bool // from the engine's list alone: no process, times or paths
 }
 
 // PodResources are the resources of the pod as a whole in RunPodSandbox. The kubelet manages the

@@ -76,7 +76,7 @@ func NewContainer(
 	}
 
 	if o.Sandbox.UsesShim() {
-		return c, shimContainer(c, cfg, o.Sandbox.Namespaces.GetUsernsOptions())
+		return c, shimContainer(c, cfg, o)
 	}
 
 	return c, nil

@@ -79,7 +79,7 @@ func TestGolden(t *testing.T) {
 			}
 
 			if name == shimHost {
-				host.Shim.Mode = "auto"
+				host.Shim.Mode, host.Shim.OutputDirectory = "auto", "/run/cri-dockerd/exec"
 			}
 
 			part, got := translate(t, in["request.json"], host)
@@ -178,7 +178,7 @@ func createContainer(t *testing.T, request string, h model.Host) (*Create, error
 		CgroupParent: cgroupParent(r.SandboxConfig.GetLinux().GetCgroupParent(), h),
 	}
 	if h.Shim.IsActive() {
-		sb.Runtime = annotation.Runtime
+		sb.Runtime, sb.ExecOutput = annotation.Runtime, h.Shim.OutputDirectory
 	}
 
 	image := &model.Image{ID: "sha256:cafe"}

@@ -117,6 +117,7 @@ func readSandbox(in container.InspectResponse, n name, r *record) *model.Sandbox
 		HostsPath:      in.HostsPath,
 		CgroupParent:   in.HostConfig.CgroupParent,
 		Runtime:        in.HostConfig.Runtime,
+		ExecOutput:     readAnnotation(in.HostConfig).Output,
 		Own:            r.Sandbox.PodResources,
 		EnginePorts:    readPorts(in.HostConfig.PortBindings),
 		EngineIPs:      readEngineIPs(in.NetworkSettings),

@@ -42,6 +42,7 @@ func readContainer(in container.InspectResponse, n name, r *record) *model.Conta
 		TTY:           in.Config.Tty,
 		Stdin:         in.Config.OpenStdin,
 		StdinOnce:     in.Config.StdinOnce,
+		ExecOutput:    readAnnotation(in.HostConfig).Output,
 	}
 
 	readState(c, in)

@@ -121,7 +121,7 @@ func (o SandboxOptions) runtime() string {
 // needs neither capabilities nor a mount (compare joinNetNS).
 func shimSandbox(c *Create, cfg *runtimeapi.PodSandboxConfig, o SandboxOptions, join bool) error {
 	sc := cfg.GetLinux().GetSecurityContext()
-	want := annotation.Container{Sandbox: pauseOf(o.Image)}
+	want := annotation.Container{Sandbox: pauseOf(o.Image), Output: o.Host.Shim.OutputDirectory}
 	if userns := podUserNS(sc.GetNamespaceOptions()); userns != nil {
 		want.UserNS, want.Sandbox = shimUserNS(userns), &annotation.Sandbox{}
 		c.Host.Privileged = false // privileges of a pod are for its containers
@@ -143,14 +143,15 @@ func shimSandbox(c *Create, cfg *runtimeapi.PodSandboxConfig, o SandboxOptions, 
 }
 
 // shimContainer describes a container to the shim.
-func shimContainer(c *Create, cfg *runtimeapi.ContainerConfig, userns *runtimeapi.UserNamespace) error {
+func shimContainer(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOptions) error {
+	userns := o.Sandbox.Namespaces.GetUsernsOptions()
 	sc := cfg.GetLinux().GetSecurityContext()
 	limits, err := kernelLimits("config.linux.resources", cfg.GetLinux().GetResources())
 	if err != nil {
 		return err
 	}
 
-	want := annotation.Container{UserNS: shimUserNS(userns)}
+	want := annotation.Container{UserNS: shimUserNS(userns), Output: o.Sandbox.ExecOutput}
 	if userns != nil {
 		want.IDMapped = mappedMounts(cfg)
 	}

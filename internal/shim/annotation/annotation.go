@@ -61,7 +61,24 @@ type Container struct {
 	IDMapped []string `json:"idMapped,omitempty"`
 	// Sandbox is set for the pause of a pod.
 	Sandbox *Sandbox `json:"sandbox,omitempty"`
+	// Output is the daemon's directory for the output of execs, "" for none. See OutputVariable.
+	Output string `json:"output,omitempty"`
 }
+
+// OutputVariable is the environment variable of an exec whose output goes to the daemon directly,
+// and not through the engine. Its value is a token. The shim removes the variable, and writes the
+// output into the FIFOs <token>.stdout and <token>.stderr in the directory Container.Output. The
+// engine sees no output, and the end of the output at the exit of the command.
+const OutputVariable = "CRI_DOCKERD_OUTPUT"
+
+// tokenSize is the size of a token in characters, that of crypto/rand.Text.
+const tokenSize = 26
+
+// IsToken reports whether a value of OutputVariable is valid. It is the name of a file, too.
+func IsToken(s string) bool { return len(s) == tokenSize && isWord(s, upper+"234567") }
+
+// OutputFiles returns the names of the FIFOs for stdout and stderr.
+func OutputFiles(token string) [2]string { return [2]string{token + ".stdout", token + ".stderr"} }
 
 // Sandbox describes the pause of a pod.
 type Sandbox struct {
@@ -97,7 +114,7 @@ type wire struct {
 func (c Container) IsZero() bool {
 	return c.StrictGroups == nil && len(c.Ambient) == 0 && len(c.Unified) == 0 && len(c.Hugepages) == 0 &&
 		len(c.RecursiveReadOnly) == 0 && len(c.MountOptions) == 0 && c.UserNS == nil && len(c.IDMapped) == 0 &&
-		c.Sandbox == nil
+		c.Sandbox == nil && c.Output == ""
 }
 
 // Encode returns the value of the annotation. It returns an error for values that Parse rejects.
@@ -246,6 +263,12 @@ func (c Container) check() error {
 
 	if len(c.IDMapped) > 0 && c.UserNS == nil {
 		return errors.New("mapped mounts need a user namespace")
+	}
+
+	if c.Output != "" {
+		if err := checkPath(c.Output); err != nil {
+			return fmt.Errorf("output: %w", err)
+		}
 	}
 
 	return cmp.Or(c.UserNS.check(), c.Sandbox.check())

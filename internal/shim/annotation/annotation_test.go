@@ -1,6 +1,7 @@
 package annotation
 
 import (
+	"crypto/rand"
 	"strings"
 	"testing"
 
@@ -12,6 +13,7 @@ func TestRoundTrip(t *testing.T) {
 		"empty":     {},
 		"no groups": {StrictGroups: &[]uint32{}},
 		"groups":    {StrictGroups: &[]uint32{0, 1000, 1<<32 - 1}},
+		"output":    {Output: "/run/cri-dockerd/exec"},
 		"sandbox":   {Sandbox: &Sandbox{NetNS: "/run/cri-dockerd/netns/new-1"}},
 		"userns": {
 			UserNS:   &UserNS{UIDs: IDs{First: 65536, Size: 65536}, GIDs: IDs{First: 1, Size: 1<<32 - 2}},
@@ -65,6 +67,7 @@ func TestParseRejects(t *testing.T) {
 		"page size":           `{"v":1,"hugepages":{"2MB/../x":1}}`,
 		"capability":          `{"v":1,"ambient":["net_admin"]}`,
 		"unclean mount":       `{"v":1,"recursiveReadOnly":["/a/"]}`,
+		"relative output":     `{"v":1,"output":"run"}`,
 		"relative namespace":  `{"v":1,"sandbox":{"netns":"run/netns"}}`,
 		"unclean namespace":   `{"v":1,"sandbox":{"netns":"/run/../netns"}}`,
 		"root of the node":    `{"v":1,"userns":{"uids":{"first":0,"size":1},"gids":{"first":1,"size":1}}}`,
@@ -109,4 +112,22 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("Parse(%s) = %+v, %v; want %+v", again, got, err, c)
 		}
 	})
+}
+
+// TestIsToken verifies that a token is a plain file name.
+func TestIsToken(t *testing.T) {
+	for token, want := range map[string]bool{
+		rand.Text():                    true,
+		"":                             false,
+		"A":                            false,
+		"../AAAAAAAAAAAAAAAAAAAAAAA":   false,
+		"AAAAAAAAAAAAAAAAAAAAAAAA/A":   false,
+		strings.Repeat("A", 27):        false,
+		strings.Repeat("a", 26):        false,
+		strings.Repeat("A", 25) + "\n": false,
+	} {
+		if got := IsToken(token); got != want {
+			t.Errorf("IsToken(%q) = %v", token, got)
+		}
+	}
 }

@@ -81,7 +81,8 @@ func (b *Bundle) Apply(canLimit func(pageSize string) bool, users *Users) error 
 	want.Hugepages = maps.Clone(want.Hugepages)
 	maps.DeleteFunc(want.Hugepages, func(size string, _ uint64) bool { return !canLimit(size) })
 	joins := want.Sandbox != nil && want.Sandbox.NetNS != ""
-	if want.Sandbox = nil; want.IsZero() && !joins {
+	want.Sandbox, want.Output = nil, ""
+	if want.IsZero() && !joins {
 		return nil
 	}
 
@@ -249,47 +250,4 @@ func editResources(r object, want annotation.Container) error {
 		}
 		return nil
 	})
-}
-
-// Exec holds the properties of a container for its execs.
-type Exec struct {
-	want annotation.Container
-	user specs.User // of the container
-}
-
-// Exec returns the properties of the container for its execs. Unlike the bundle it is small.
-func (b *Bundle) Exec() Exec {
-	x := Exec{want: annotation.Container{StrictGroups: b.Want.StrictGroups, Ambient: b.Want.Ambient}}
-	if b.Spec.Process != nil {
-		x.user = b.Spec.Process.User
-	}
-	return x
-}
-
-// IsZero reports whether Edit changes nothing.
-func (x Exec) IsZero() bool { return x.want.IsZero() }
-
-// Edit returns the process of an exec with the groups and capabilities of the container, if it runs
-// as the container's own user. Docker derives them from the image and the request alone.
-func (x Exec) Edit(process []byte) ([]byte, error) {
-	p := object{}
-	var spec specs.Process
-	if err := errors.Join(json.Unmarshal(process, &p), json.Unmarshal(process, &spec)); err != nil {
-		return nil, fmt.Errorf("process of an exec: %w", err)
-	}
-
-	if x.IsZero() || spec.User.UID != x.user.UID || spec.User.GID != x.user.GID {
-		return process, nil
-	}
-
-	want := x.want
-	if spec.Capabilities == nil { // none, as with Docker's --cap-drop ALL
-		want.Ambient = nil
-	}
-
-	if err := editProcess(p, want); err != nil {
-		return nil, fmt.Errorf("process of an exec: %w", err)
-	}
-
-	return json.Marshal(p)
 }

@@ -27,6 +27,8 @@ import (
 type Publisher struct {
 	shim.Publisher
 
+	outputs outputs // released before the exit of their exec is published
+
 	mu    sync.Mutex
 	kills map[string]*kills // by container ID
 }
@@ -53,8 +55,13 @@ func (p *Publisher) Publish(ctx context.Context, topic string, event coreevents.
 		}
 
 	case *eventtypes.TaskExit:
+		if e.ID != e.ContainerID {
+			p.outputs.release(e.ContainerID, e.ID)
+			break
+		}
+
 		k := p.find(e.ContainerID)
-		if e.ID != e.ContainerID || k == nil {
+		if k == nil {
 			break
 		}
 

@@ -92,7 +92,11 @@ func (s *Service) publishExit(id string, pid int, e sandbox.Exit) {
 func (s *Service) Start(ctx context.Context, r *api.StartRequest) (*api.StartResponse, error) {
 	p := s.pause(r.ID)
 	if p == nil {
-		return s.TTRPCTaskService.Start(ctx, r)
+		resp, err := s.TTRPCTaskService.Start(ctx, r)
+		if err != nil && r.ExecID != "" { // the engine waits for the end of the output before it deletes the exec
+			s.publisher.outputs.release(r.ID, r.ExecID)
+		}
+		return resp, err
 	}
 
 	if err := noProcess(r.ID, r.ExecID); err != nil {

@@ -159,6 +159,7 @@ func newContainer(b *bundle.Bundle) container {
 
 func (s *Service) forget(id string) {
 	s.publisher.unwatch(id)
+	s.publisher.outputs.releaseAll(id)
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -190,7 +191,36 @@ func (s *Service) Exec(ctx context.Context, r *api.ExecProcessRequest) (*emptypb
 		r.Spec.Value = process
 	}
 
-	return s.TTRPCTaskService.Exec(ctx, r)
+	if err := s.redirect(ctx, r, x.Output); err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+
+	resp, err := s.TTRPCTaskService.Exec(ctx, r)
+	if err != nil {
+		s.publisher.outputs.release(r.ID, r.ExecID)
+	}
+
+	return resp, err
+}
+
+// redirect redirects the output of an exec to the daemon's directory, if the daemon wants it. The
+// output goes to the engine otherwise.
+func (s *Service) redirect(ctx context.Context, r *api.ExecProcessRequest, dir string) error {
+	if dir == "" || r.Spec == nil {
+		return nil
+	}
+
+	process, token, err := bundle.TakeOutput(r.Spec.Value)
+	if err != nil || token == "" {
+		return err
+	}
+
+	r.Spec.Value = process
+	if err := s.publisher.outputs.redirect(r, dir, token); err != nil {
+		log.G(ctx).WithError(err).WithField("id", r.ID).Warn("the output of an exec goes to the engine")
+	}
+
+	return nil
 }
 
 // Delete deletes a stopped container, or a stopped process of an exec.
