@@ -5,7 +5,7 @@ set -euo pipefail
 packages="docker.io containernetworking-plugins iptables iproute2 ca-certificates"
 if [ "${1:-}" = test ]; then
 	packages="$packages busybox-static gcc libc6-dev pkg-config libseccomp-dev util-linux procps qemu-user-static"
-	packages="$packages systemd dbus man-db curl lintian rpm rpmlint apt-utils createrepo-c gnupg"
+	packages="$packages systemd dbus man-db curl lintian rpm rpmlint apt-utils createrepo-c gnupg debian-archive-keyring"
 elif [ "${1:-}" = cilium ]; then
 	packages="clang-19 ipset bpftool"
 fi

@@ -21,16 +21,7 @@ func eachShim(t *testing.T, test func(*testing.T, *node), args ...string) {
 	t.Parallel()
 	skipAtEndpoint(t)
 
-	versions := engines.Versions()
-	if !slices.Contains(versions, engines.V26) { // containerd 1.7
-		versions = append(versions, engines.V26)
-	}
-
-	for _, v := range versions {
-		if v == engines.V20 {
-			continue
-		}
-
+	for _, v := range engines.ShimVersions() {
 		t.Run(string(v), func(t *testing.T) {
 			t.Parallel()
 			n := newNode(t, v)

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -36,6 +37,16 @@ func Versions() []Version {
 	default:
 		panic("ENGINE=" + v + ": want 20.10, 26.1, 29 or all")
 	}
+}
+
+// ShimVersions returns the engines to test the containerd shim on: the oldest one with containerd
+// 1.7, and the newest. ENGINE selects others as for Versions, but an engine without annotations (API
+// 1.43) never runs the shim.
+func ShimVersions() []Version {
+	if os.Getenv("ENGINE") == "" {
+		return []Version{V26, V29}
+	}
+	return slices.DeleteFunc(Versions(), func(v Version) bool { return v == V20 })
 }
 
 // Programs returns the directory of dockerd, containerd, containerd-shim-runc-v2 and runc of a
