@@ -380,7 +380,8 @@ func TestNoHiddenState(t *testing.T) {
 // maySkip lists the files with permitted skips: their features may be missing in a foreign runtime
 // (-endpoint), or depend on the cgroup version, or their tests passed in an earlier run.
 var maySkip = []string{
-	"test/conformance/main_test.go", "test/conformance/node_test.go", "test/kubernetes/progress/progress.go",
+	"internal/shim/task/oom_test.go", "test/conformance/main_test.go", "test/conformance/node_test.go",
+	"test/kubernetes/progress/progress.go",
 }
 
 // TestSkips forbids skipped tests. A test must install or build its requirements.

@@ -58,7 +58,7 @@ var pathOpeners = map[string]string{
 	"internal/shim/idmap/overlay.go":      "the layers of the engine's mounts",
 	"internal/shim/task/output.go":        "FIFOs named by containerd",
 	"internal/shim/task/users.go":         "/proc and numbers",
-	"internal/shim/task/oom.go":           "kernel files; the path of a control group is the kernel's",
+	"internal/shim/task/oom_counter.go":   "kernel files; the path of a control group is the kernel's",
 	"internal/shim/launcher/launcher.go":  "root's bundle and socket directory; names are constants and hashes",
 	"internal/shim/sandbox/cgroup.go":     "kernel files; page sizes are checked",
 	"internal/shim/sandbox/kill.go":       "/proc and numbers",

@@ -40,8 +40,8 @@ func Versions() []Version {
 }
 
 // ShimVersions returns the engines to test the containerd shim on: the oldest one with containerd
-// 1.7, and the newest. ENGINE selects others as for Versions, but an engine without annotations (API
-// 1.43) never runs the shim.
+// 1.7, and the newest. ENGINE selects others as for Versions, but an engine without annotations
+// (API 1.43) never runs the shim.
 func ShimVersions() []Version {
 	if os.Getenv("ENGINE") == "" {
 		return []Version{V26, V29}

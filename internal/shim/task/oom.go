@@ -2,19 +2,10 @@ package task
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 
-	"github.com/containerd/cgroups/v3"
-	"github.com/containerd/cgroups/v3/cgroup1"
-	"github.com/containerd/cgroups/v3/cgroup2"
 	eventtypes "github.com/containerd/containerd/api/events"
 	coreevents "github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/core/runtime"
@@ -35,7 +26,7 @@ type Publisher struct {
 
 // kills are the OOM kills of a container.
 type kills struct {
-	file      *os.File    // the kernel's counter; it can be read until the control group is removed
+	counter   oomCounter
 	published atomic.Bool // containerd has an event for them
 	ended     atomic.Bool // the exit of the container is or will be published
 }
@@ -66,7 +57,7 @@ func (p *Publisher) Publish(ctx context.Context, topic string, event coreevents.
 		}
 
 		k.ended.Store(true)
-		if countKills(k.file) > 0 && !k.published.Swap(true) {
+		if k.counter.hasKills() && !k.published.Swap(true) {
 			oom := &eventtypes.TaskOOM{ContainerID: e.ContainerID}
 			if err := p.Publisher.Publish(ctx, runtime.TaskOOMEventTopic, oom); err != nil {
 				logFailure(ctx, err)
@@ -86,14 +77,14 @@ func (p *Publisher) find(id string) *kills {
 
 // watch watches the control group of a container's first process.
 func (p *Publisher) watch(id string, pid int) error {
-	file, err := openKills(pid)
+	counter, err := openCounter(pid)
 	if err != nil {
 		return fmt.Errorf("count the OOM kills of %s: %w", id, err)
 	}
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.kills[id] = &kills{file: file}
+	p.kills[id] = &kills{counter: counter}
 
 	return nil
 }
@@ -106,52 +97,6 @@ func (p *Publisher) unwatch(id string) {
 	p.mu.Unlock()
 
 	if k != nil {
-		_ = k.file.Close() // opened for reading
+		k.counter.close()
 	}
-}
-
-// openKills opens the file with the number of OOM kills in the control group of a process
-// (Documentation/admin-guide/cgroup-v1/memory.rst, cgroup-v2.rst).
-func openKills(pid int) (*os.File, error) {
-	if cgroups.Mode() == cgroups.Unified {
-		path, err := cgroup2.PidGroupPath(pid)
-		if err != nil {
-			return nil, err
-		}
-		return os.Open(filepath.Join("/sys/fs/cgroup", path, "memory.events"))
-	}
-
-	groups, err := cgroup1.ParseCgroupFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-	if err != nil {
-		return nil, err
-	}
-
-	path, ok := groups["memory"]
-	if !ok {
-		return nil, errors.New("the process is in no control group for memory")
-	}
-
-	return os.Open(filepath.Join("/sys/fs/cgroup/memory", path, "memory.oom_control"))
-}
-
-// maxCounters bounds the size of the kernel's file.
-const maxCounters = 4096
-
-// countKills reads the number of OOM kills. It returns 0 if the control group was removed.
-func countKills(file io.ReaderAt) int {
-	text, err := io.ReadAll(io.NewSectionReader(file, 0, maxCounters))
-	if err != nil {
-		return 0
-	}
-
-	for line := range strings.Lines(string(text)) {
-		if number, ok := strings.CutPrefix(line, "oom_kill "); ok {
-			n, err := strconv.Atoi(strings.TrimSpace(number))
-			if err == nil {
-				return n
-			}
-		}
-	}
-
-	return 0
 }

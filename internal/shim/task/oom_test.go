@@ -2,8 +2,10 @@ package task
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	coreevents "github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/core/runtime"
 	"github.com/containerd/containerd/v2/pkg/shim"
+	"golang.org/x/sys/unix"
 )
 
 // record records the published events.
@@ -80,7 +83,7 @@ func TestOOMBeforeExit(t *testing.T) {
 
 			r := &record{}
 			p := NewPublisher(r)
-			p.kills["a"] = &kills{file: file}
+			p.kills["a"] = &kills{counter: oomCounter{file: file}}
 			for _, event := range c.send {
 				if err := p.Publish(t.Context(), runtime.GetTopic(event), event); err != nil {
 					t.Fatal(err)
@@ -103,10 +106,54 @@ func TestWatchOwnGroup(t *testing.T) {
 	}
 
 	text := make([]byte, maxCounters)
-	n, _ := p.kills["self"].file.ReadAt(text, 0)
+	n, _ := p.kills["self"].counter.file.ReadAt(text, 0)
 	if n == 0 {
 		t.Error("the counters of this process are empty")
 	}
 
 	p.unwatch("self")
+}
+
+// TestRemovedGroup verifies that an OOM kill in a removed control group of cgroup v1 is known, and
+// that its removal alone is none.
+func TestRemovedGroup(t *testing.T) {
+	const hierarchy = "/sys/fs/cgroup/memory"
+	if _, err := os.Stat(hierarchy + "/cgroup.event_control"); err != nil {
+		t.Skip("cgroup v1 only")
+	}
+
+	for name, c := range map[string]struct {
+		script string
+		want   bool
+	}{
+		"kill":    {"x=x; while :; do x=$x$x; done", true},
+		"no kill": {"exit 137", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(hierarchy, fmt.Sprintf("cri-dockerd-test-%d", os.Getpid()))
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			defer os.Remove(dir)
+
+			counter, err := openV1(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer counter.close()
+
+			limit := os.WriteFile(filepath.Join(dir, "memory.limit_in_bytes"), []byte("16777216"), 0)
+			_ = exec.Command("sh", "-c", "echo $$ > "+dir+"/cgroup.procs; "+c.script).Run() // it is killed
+			if err := errors.Join(limit, os.Remove(dir)); err != nil {
+				t.Fatal(err)
+			}
+
+			if _, err := countKills(counter.file); !errors.Is(err, unix.ENODEV) {
+				t.Errorf("the counter of a removed control group: %v", err)
+			}
+			if got := counter.hasKills(); got != c.want {
+				t.Errorf("hasKills = %v", got)
+			}
+		})
+	}
 }
