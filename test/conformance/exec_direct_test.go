@@ -46,7 +46,7 @@ func TestExecOutput(t *testing.T) {
 			"both":        {script: "echo out; echo err >&2", out: "out\n", errOut: "err\n"},
 			"closed":      {script: "echo out; exec >&- 2>&-; sleep 1; exit 5", out: "out\n", code: `"5"`},
 			"background":  {script: "echo out; sleep 600 & exit 0", out: "out\n"},
-			"late":        {script: "(sleep 0.5; echo late) & exit 0", out: "late\n"},
+			"late":        {script: "(sleep 0.1; echo late) & exit 0", out: "late\n"},
 			"large outputs": {
 				script: fmt.Sprintf("head -c %d /dev/zero >&2 & head -c %[1]d /dev/zero; wait", size),
 				sizes:  [2]int{size, size},
