@@ -47,7 +47,7 @@ bench-heartbeat: deps ; $(GO) run ./test/bench heartbeat ## CPU of the heartbeat
 bench-streams: deps ; $(GO) run ./test/bench streams ## exec and port-forward beside the engine's own exec
 bench-starts: deps ; $(GO) run ./test/bench starts ## create and start of containers in parallel beside the engine's own
 bench-shim: engines ; $(GO) run ./test/bench shim ## pods under the containerd shim beside those of the engine's runtime, ENGINE=26.1 or 29
-bench-containerd: engines ; $(GO) run ./test/bench containerd ## pods under the containerd shim beside those of containerd's CRI, ENGINE=26.1 or 29
+bench-containerd: engines ; $(GO) run ./test/bench containerd ## pods under the containerd shim beside those of containerd's CRI, with their steps, ENGINE=26.1 or 29
 bench-logs: deps ## container logs beside Docker's json-file
 	$(GO) run ./test/bench logs
 chaos-net: engines ; $(GO) test -count=1 -v -timeout 20h ./test/conformance -run TestChaosNet -chaos-rounds 100 -chaos-pods 50 ## kill the daemon under 50 pods, 100 times; what is left

@@ -44,7 +44,9 @@ type side struct {
 	name    string
 	runtime runtimeapi.RuntimeServiceClient
 	image   string
-	shim    string // argument in the command lines of its shims
+	shim    string // containerd's namespace, an argument in the command lines of its shims
+
+	containerd string // socket of its containerd
 }
 
 // benchContainerd does one run for each engine with annotations, and reports whether all limits
@@ -52,6 +54,7 @@ type side struct {
 func benchContainerd(ctx context.Context, h *harness, args []string) bool {
 	flags := flag.NewFlagSet(containerdCommand, flag.ExitOnError)
 	rounds := flags.Int("rounds", 10, "rounds of ten pods with each runtime")
+	traces := flags.Int("traced", 20, "pods of each runtime whose steps are printed")
 	pods := flags.Int("pods", 100, "pods that start in parallel, 0 to skip this measurement")
 	if err := flags.Parse(args); err != nil {
 		h.Fatalf("bench: %v", err)
@@ -61,6 +64,7 @@ func benchContainerd(ctx context.Context, h *harness, args []string) bool {
 		b := &containerdBench{shimBench: shim, peer: startPeer(ctx, h, shim.e), ok: true}
 		b.measureCalls(ctx, *rounds)
 		b.measurePause(ctx, *rounds)
+		b.trace(ctx, *traces)
 		if *pods > 0 {
 			b.measureManyPods(ctx, *pods)
 		}
@@ -72,8 +76,8 @@ func benchContainerd(ctx context.Context, h *harness, args []string) bool {
 // sides returns the compared runtimes, containerd first.
 func (b *containerdBench) sides() [2]side {
 	return [2]side{
-		{"containerd", b.peer.runtime, b.peer.images.busybox, "k8s.io"},
-		{"cri-dockerd", b.daemon.Runtime, b.image, "moby"},
+		{"containerd", b.peer.runtime, b.peer.images.busybox, "k8s.io", b.peer.socket},
+		{"cri-dockerd", b.daemon.Runtime, b.image, "moby", b.e.Path("/run/docker/containerd/containerd.sock")},
 	}
 }
 

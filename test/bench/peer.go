@@ -54,6 +54,7 @@ const peerNetwork = `{"cniVersion": "1.0.0", "name": "peer", "plugins": [{
 type peer struct {
 	runtime runtimeapi.RuntimeServiceClient
 	images  images
+	socket  string
 }
 
 // startPeer starts containerd with its CRI in the engine's namespaces. It ends with the engine. The
@@ -105,7 +106,7 @@ func startPeer(ctx context.Context, h *harness, e *engines.Engine) *peer {
 		h.Fatalf("bench: containerd: %v", err)
 	}
 
-	return &peer{clients.Runtime, images}
+	return &peer{clients.Runtime, images, filepath.Join(dir, "sock")}
 }
 
 // images are the names of the peer's images.

@@ -122,15 +122,21 @@ func (b *shimBench) podConfig(name string) *runtimeapi.PodSandboxConfig {
 	return cfg
 }
 
-// timePod runs and removes a pod with one container, and returns the time of each call.
+// timePod runs and removes a pod with one container, and returns the time of each call. It passes
+// the begin and the end of each call to observers.
 func timePod(
 	ctx context.Context, runtime runtimeapi.RuntimeServiceClient, image string, cfg *runtimeapi.PodSandboxConfig,
+	observers ...func(op operation, begin, end time.Time),
 ) (map[operation]time.Duration, error) {
 	took := map[operation]time.Duration{}
 	timed := func(op operation, do func() error) error {
 		begin := time.Now()
 		err := do()
-		took[op] = time.Since(begin)
+		end := time.Now()
+		took[op] = end.Sub(begin)
+		for _, observe := range observers {
+			observe(op, begin, end)
+		}
 		return err
 	}
 
