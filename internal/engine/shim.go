@@ -45,7 +45,7 @@ func (e *Engine) TryShim(ctx context.Context) (model.Shim, error) {
 	defer cancel()
 
 	image, err := e.embeddedPause(trial) // independent of registries
-	if err != nil && isUnanswered(trial, err) {
+	if err != nil && hasNoResult(trial, err) {
 		return s, wrap(err, "try the containerd shim")
 	}
 	if err != nil {
@@ -60,7 +60,7 @@ func (e *Engine) TryShim(ctx context.Context) (model.Shim, error) {
 	} {
 		g.Go(func() error {
 			err := e.tryContainer(trial, image, create)
-			if err != nil && isUnanswered(trial, err) {
+			if err != nil && hasNoResult(trial, err) {
 				return wrap(err, "try the containerd shim")
 			}
 			if err != nil {
@@ -71,6 +71,12 @@ func (e *Engine) TryShim(ctx context.Context) (model.Shim, error) {
 	}
 
 	return s, g.Wait()
+}
+
+// hasNoResult reports whether a failed trial shows nothing about the shim: the engine did not
+// respond in time, not even to the removal of the container, which has a timeout of its own.
+func hasNoResult(trial context.Context, err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || isUnanswered(trial, err)
 }
 
 // tryContainer starts and removes a container.
