@@ -54,8 +54,8 @@ const response = "response"
 // eventDelay is the longest delay of an event.
 const eventDelay = time.Second
 
-// watchEvents collects the events of a runtime's containerd until the call of the returned function,
-// which returns them in the order of their times.
+// watchEvents collects the events of a runtime's containerd until the call of the returned
+// function, which returns them in the order of their times.
 func (b *containerdBench) watchEvents(ctx context.Context, s side) (stop func() []*types.Envelope) {
 	conn, err := grpc.NewClient("unix://"+s.containerd, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
