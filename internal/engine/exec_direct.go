@@ -3,34 +3,28 @@ package engine
 import (
 	"context"
 	"io"
-
-	"github.com/moby/moby/client"
 )
 
-// transfer copies the input and the output to the end of the output, which comes from the engine,
-// from the shim, or from both.
-func (r *execution) transfer(ctx context.Context, conn client.HijackedResponse, s Streams) error {
+// startDirect starts the copying of the output from the shim, if it comes from there. It returns
+// the streams for the engine, whose writers then take turns with those of the shim.
+func (r *execution) startDirect(session context.Context, s Streams, fail context.CancelCauseFunc) Streams {
 	if r.direct == nil {
-		return transfer(ctx, conn, s, true, r.resize)
+		return s
 	}
-
-	// A failure of a writer ends the session, but does not cancel it (see endFunc).
-	session, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 
 	turn := make(chan struct{}, 1)
 	s.Stdout = exclusiveWriter{session, s.Stdout, turn}
 	s.Stderr = exclusiveWriter{session, s.Stderr, turn}
-	r.direct.Start(s.Stdout, s.Stderr, copyDirect, cancel)
-	if err := transfer(session, conn, s, true, r.resize); err != nil {
-		return err
-	}
+	r.direct.Start(s.Stdout, s.Stderr, copyDirect, fail)
 
-	// The engine has closed the connection: the command has exited, or the engine is stopping.
-	if _, err := r.wait(session); err != nil {
-		return wrap(err, "wait for exit")
-	}
+	return s
+}
 
+// finishDirect waits for the remaining output from the shim of a command that has exited.
+func (r *execution) finishDirect(session context.Context) error {
+	if r.direct == nil {
+		return nil
+	}
 	if r.OnExit != nil {
 		r.OnExit()
 	}

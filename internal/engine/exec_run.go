@@ -66,12 +66,12 @@ type execution struct {
 func (e *Engine) Exec(ctx context.Context, id model.ContainerID, x Exec) (int, error) {
 	r := &execution{Engine: e, container: id, Exec: x}
 	if x.Output != "" && x.Output == e.cfg.OutputDirectory && !x.TTY {
-		direct, err := output.Open(x.Output)
-		if err != nil {
-			return 0, fmt.Errorf("exec in container %s: %w", id, err)
+		if direct, err := output.Open(x.Output); err == nil {
+			defer direct.Close()
+			r.direct = direct
+		} else {
+			e.cfg.Log.Warn("the output of an exec comes from the engine", "container", id, "err", err)
 		}
-		defer direct.Close()
-		r.direct = direct
 	}
 
 	if err := r.create(ctx); err != nil {
@@ -145,6 +145,45 @@ func (r *execution) run(ctx context.Context) (int, error) {
 	stop := r.watchStart(ctx, cancel)
 	defer stop()
 
+	out, errOut := r.recordOutputs(ctx)
+	monitor := newWriteMonitor(ctx, r)
+
+	// A failure of a writer ends the session, but does not cancel the exec (see endFunc).
+	session, endSession := context.WithCancelCause(ctx)
+	defer endSession(nil)
+
+	streams := r.startDirect(session, monitor.streams(), endSession)
+	if err := transfer(session, conn, streams, true, r.resize); err != nil {
+		return 0, r.abort(ctx, err)
+	}
+
+	state, err := r.wait(ctx)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return 0, r.abort(ctx, err)
+	case err != nil:
+		return 0, wrap(err, "wait for exit")
+	}
+
+	if err := r.finishDirect(session); err != nil {
+		return 0, r.abort(ctx, err)
+	}
+	if monitor.isLossy() {
+		return 0, errIncomplete
+	}
+
+	switch {
+	case state.isFailed:
+		return startFailure(r.Exec, out)
+	case isRefused(r.Cmd[0], state.exitCode, out.text, errOut.text, r.TTY):
+		return exitCannotExecute, nil
+	}
+
+	return state.exitCode, nil
+}
+
+// recordOutputs replaces the writers of the exec by recording ones.
+func (r *execution) recordOutputs(ctx context.Context) (*execOutput, *prefixWriter) {
 	if r.Stdout == nil {
 		r.Stdout = io.Discard
 	}
@@ -154,35 +193,14 @@ func (r *execution) run(ctx context.Context) (int, error) {
 		out.isStarted = func() bool { return r.isExecStarted(ctx, r.id) }
 	}
 
-	r.Stdout = out
 	errOut := &prefixWriter{to: io.Discard}
 	if r.Stderr != nil {
 		errOut.to = r.Stderr
 	}
 
-	r.Stderr = errOut
-	monitor := newWriteMonitor(ctx, r)
-	if err := r.transfer(ctx, conn, monitor.streams()); err != nil {
-		return 0, r.abort(ctx, err)
-	}
+	r.Stdout, r.Stderr = out, errOut
 
-	if monitor.isLossy() {
-		return 0, errIncomplete
-	}
-
-	state, err := r.wait(ctx)
-	switch {
-	case err != nil && ctx.Err() != nil:
-		return 0, r.abort(ctx, err)
-	case err != nil:
-		return 0, wrap(err, "wait for exit")
-	case state.isFailed:
-		return startFailure(r.Exec, out)
-	case isRefused(r.Cmd[0], state.exitCode, out.text, errOut.text, r.TTY):
-		return exitCannotExecute, nil
-	}
-
-	return state.exitCode, nil
+	return out, errOut
 }
 
 // start starts the command and returns its connection. The request includes the size of the

@@ -33,7 +33,7 @@ func openShimEnds(t *testing.T, dir, token string) (files [2]*os.File) {
 	return files
 }
 
-// openDirect creates the FIFOs of an exec. It checks that none remain after the test.
+// open creates the FIFOs of an exec. It checks that none remain after the test.
 func open(t *testing.T) (d *Output, dir string) {
 	t.Helper()
 	dir = filepath.Join(t.TempDir(), "exec")
