@@ -5,15 +5,15 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/template"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
-// manPage is the template of the manual page. Flags and commands come from the command line.
+// manPage is the manual page without its flags and commands, which come from the command line. It
+// is no text/template: a program that links that package keeps every exported method, about 4 MB.
 //
-//go:embed cri-dockerd.8.tmpl
+//go:embed cri-dockerd.8.in
 var manPage string
 
 // newManCommand returns the subcommand to print the manual page. Packages contain its output, so
@@ -30,20 +30,25 @@ func newManCommand() *cobra.Command {
 
 // writeManual writes the manual page of a command in the macros of man(7).
 func writeManual(w io.Writer, root *cobra.Command) error {
-	t, err := template.New("").Funcs(template.FuncMap{
-		"roff":  roff,
-		"flags": manFlags,
-		"about": manAbout,
-	}).Parse(manPage)
-	if err != nil {
+	page := strings.NewReplacer(
+		"@VERSION@", roff(versionNumber()),
+		"@COMMANDS@", manCommands(root),
+		"@FLAGS@", manFlags(root.Flags()),
+	).Replace(manPage)
+
+	if _, err := io.WriteString(w, page); err != nil {
 		return fmt.Errorf("manual page: %w", err)
 	}
+	return nil
+}
 
-	return t.Execute(w, struct {
-		Version  string
-		Flags    *pflag.FlagSet
-		Commands []*cobra.Command
-	}{versionNumber(), root.Flags(), visible(root)})
+// manCommands returns a list of the visible commands with their descriptions.
+func manCommands(root *cobra.Command) string {
+	var b strings.Builder
+	for _, c := range visible(root) {
+		fmt.Fprintf(&b, ".TP\n.B %s\n%s\n", roff(c.Name()), manAbout(c))
+	}
+	return strings.TrimSuffix(b.String(), "\n")
 }
 
 func visible(root *cobra.Command) []*cobra.Command {

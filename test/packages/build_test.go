@@ -270,7 +270,7 @@ func TestProgram(t *testing.T) {
 	if !strings.HasPrefix(line, "cri-dockerd "+first+" (") || strings.Count(line, "\n") != 1 {
 		t.Errorf("--version: %q", line)
 	}
-	if st, err := os.Stat(program); err != nil || st.Size() > 30<<20 {
+	if st, err := os.Stat(program); err != nil || st.Size() > 24<<20 {
 		t.Errorf("size: %v, %v", st, err)
 	}
 
@@ -295,7 +295,7 @@ func TestProgram(t *testing.T) {
 		}
 	}
 
-	for shim, limit := range map[string]int64{launcher: 4 << 20, server: 15 << 20} {
+	for shim, limit := range map[string]int64{launcher: 4 << 20, server: 12 << 20} {
 		checkStatic(t, shim)
 		if st, err := os.Stat(shim); err != nil || st.Size() > limit {
 			t.Errorf("size of %s: %v, %v", shim, st, err)
