@@ -34,7 +34,8 @@ const (
 //     memory, and once more when the group is removed. Its oom_kill counts killed processes of the
 //     group itself (Documentation/admin-guide/cgroup-v1/memory.rst, section 10).
 //   - cgroup v2: memory.events can be polled. Its oom_kill includes the groups below
-//     (Documentation/admin-guide/cgroup-v2.rst).
+//     (Documentation/admin-guide/cgroup-v2.rst). The kernel does not report the last change of a
+//     group that is removed at once, but the group around it has counted it (podGroup).
 //
 // containerd derives its OOM events from the same sources. If a v1 group is removed before it can
 // be read, it counts as hit if the kernel signalled more than the removal.
@@ -53,12 +54,16 @@ type OOMWatcher struct {
 	numbers map[int32]*watched // by the number in their epoll events
 	last    int32
 	queue   []*watched
+	settles []settle
+
+	pods map[string]*podGroup // by path, only used by Run
 }
 
 // watched is the state of a watched container.
 type watched struct {
 	id      string
-	pid     int
+	pod     string // the pause's ID
+	pid     int    // 0 if the process was never watched
 	started time.Time
 	number  int32
 
@@ -69,10 +74,11 @@ type watched struct {
 	signals   uint64 // received on the eventfd
 
 	// Only used by Run.
-	group *Group
-	fd    int    // an eventfd, or memory.events; -1 after it is closed
-	kills uint64 // already recorded
-	pause time.Duration
+	group  *Group
+	around *podGroup // with cgroup v2
+	fd     int       // an eventfd, or memory.events; -1 after it is closed
+	kills  uint64    // already recorded
+	pause  time.Duration
 }
 
 // NewOOMWatcher returns a watcher. In the goroutine of Run it calls hit with the ID of each
@@ -95,28 +101,39 @@ func NewOOMWatcher(k Kernel, hit func(id string)) (*OOMWatcher, error) {
 		poll:    os.NewFile(uintptr(fd), "epoll"),
 		watched: map[string]*watched{},
 		numbers: map[int32]*watched{},
+		pods:    map[string]*podGroup{},
 	}, nil
 }
 
-// Watch watches a container with its main process's PID and start time. It is a no-op for a
-// container already watched with the same process. With another process the watch starts again, as
-// if the container had never been hit.
-func (w *OOMWatcher) Watch(id string, pid int, started time.Time) {
+// Watch watches a container of a pod, or the pod's pause, with its main process's PID and start
+// time. It is a no-op for a container already watched with the same process. With another process
+// the watch starts again, as if the container had never been hit.
+func (w *OOMWatcher) Watch(id, pod string, pid int, started time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 
 	if old := w.watched[id]; old != nil && old.pid == pid {
 		return
 	}
-	if w.watched[id] == nil && len(w.watched) >= maxWatched {
-		return
-	}
 
 	w.dropLocked(id)
+	if c := w.addLocked(id, pod); c != nil {
+		c.pid, c.started = pid, started
+		w.queueLocked(c)
+	}
+}
+
+// addLocked adds a container to the table. It returns nil if the table is full.
+func (w *OOMWatcher) addLocked(id, pod string) *watched {
+	if len(w.watched) >= maxWatched {
+		return nil
+	}
+
 	w.last++
-	c := &watched{id: id, pid: pid, started: started, number: w.last, fd: -1}
+	c := &watched{id: id, pod: pod, number: w.last, fd: -1}
 	w.watched[id], w.numbers[c.number] = c, c
-	w.queueLocked(c)
+
+	return c
 }
 
 // Hit returns the time of the last OOM kill in a watched container.
@@ -152,6 +169,10 @@ func (w *OOMWatcher) dropLocked(id string) {
 
 func (w *OOMWatcher) queueLocked(c *watched) {
 	w.queue = append(w.queue, c)
+	w.wakeUp()
+}
+
+func (w *OOMWatcher) wakeUp() {
 	select {
 	case w.wake <- struct{}{}:
 	default:
@@ -172,8 +193,12 @@ func (w *OOMWatcher) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-w.wake:
-			for _, c := range w.take() {
+			queue, settles := w.take()
+			for _, c := range queue {
 				w.update(c)
+			}
+			for _, s := range settles {
+				w.settle(s)
 			}
 
 		case numbers := <-events:
@@ -199,15 +224,19 @@ func (w *OOMWatcher) closeAll() {
 	for _, c := range w.queue {
 		c.close()
 	}
+
+	for _, p := range w.pods {
+		_ = unix.Close(p.fd)
+	}
 }
 
-// take empties the queue and returns its content.
-func (w *OOMWatcher) take() []*watched {
+// take empties the queues and returns their contents.
+func (w *OOMWatcher) take() ([]*watched, []settle) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	q := w.queue
-	w.queue = nil
-	return q
+	queue, settles := w.queue, w.settles
+	w.queue, w.settles = nil, nil
+	return queue, settles
 }
 
 // pollEvents sends the numbers of containers with events to events, until the epoll descriptor is
@@ -250,10 +279,11 @@ func (w *OOMWatcher) update(c *watched) {
 	switch {
 	case forgotten:
 		c.close()
+		w.leave(c)
 	case c.group == nil:
 		w.start(c)
 	case c.fd >= 0:
-		w.count(c)
+		w.countWatched(c)
 	}
 }
 
@@ -266,13 +296,24 @@ func (w *OOMWatcher) start(c *watched) {
 
 	g.proc.close() // only the group is read
 	c.group = g
+	isNew := w.join(c)
+	if c.id == c.pod { // no CRI status has a pause's reason
+		c.close()
+		return
+	}
+
 	if err := w.register(c); err != nil {
 		c.close()
 		return
 	}
 
-	if kills, err := c.count(); err == nil && time.Since(c.started) > recentStart {
-		c.kills = kills
+	if kills, err := c.count(); err == nil {
+		switch {
+		case time.Since(c.started) > recentStart:
+			c.kills = kills
+		case isNew:
+			c.around.known -= min(kills, c.around.known) // count adds them
+		}
 	}
 
 	w.count(c)
@@ -301,7 +342,7 @@ func (w *OOMWatcher) handleSignal(number int32) {
 	}
 
 	c.pause = recountFirst
-	w.count(c)
+	w.countWatched(c)
 }
 
 // recordKill records an OOM kill, and calls hit for the first one.

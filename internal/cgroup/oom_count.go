@@ -67,6 +67,14 @@ func (g *Group) openCounter(c controller, name string) (int, error) {
 	return openBeneath(root, path+"/"+name, unix.O_RDONLY)
 }
 
+// countWatched does the same as count, and counts the kills around a container whose group has been
+// removed, to know when they happened.
+func (w *OOMWatcher) countWatched(c *watched) {
+	if w.count(c); c.fd < 0 && c.around != nil {
+		w.recount(c.around)
+	}
+}
+
 // count reads the number of killed processes. If the kernel may be about to kill a process, it
 // schedules another read.
 func (w *OOMWatcher) count(c *watched) {
@@ -83,6 +91,9 @@ func (w *OOMWatcher) count(c *watched) {
 	case err != nil:
 		w.scheduleCount(c)
 	case kills > c.kills:
+		if c.around != nil {
+			c.around.known += kills - c.kills
+		}
 		c.kills = kills
 		w.recordKill(c)
 	case c.pause > 0 && c.pause <= recountLast:
@@ -105,12 +116,7 @@ func (w *OOMWatcher) scheduleCount(c *watched) {
 // removed.
 func (c *watched) count() (uint64, error) {
 	if c.group.V2() {
-		var b [512]byte
-		n, err := unix.Pread(c.fd, b[:], 0)
-		if err != nil {
-			return 0, err
-		}
-		return parseOOMKills(b[:n]), nil
+		return readKills(c.fd)
 	}
 
 	return c.group.countOOMKillsBelow()

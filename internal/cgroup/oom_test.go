@@ -165,7 +165,7 @@ func TestOOMWatcher(t *testing.T) {
 	t.Run("all", func(t *testing.T) {
 		w.run(t)
 		for _, g := range []*oomGroup{newOOMGroup(t, "a", ""), newOOMGroup(t, "b", "/system.slice")} {
-			w.Watch(g.id, g.pid(), time.Now())
+			w.Watch(g.id, "pod", g.pid(), time.Now())
 			w.awaitWatch(t, g.id)
 			g.exceed(t)
 			awaitHit(t, hits, g.id)
@@ -182,7 +182,7 @@ func TestOOMWatcher(t *testing.T) {
 
 		quiet, last := newOOMGroup(t, "c", ""), newOOMGroup(t, "d", "")
 		for _, g := range []*oomGroup{quiet, last} {
-			w.Watch(g.id, g.pid(), time.Now())
+			w.Watch(g.id, "pod", g.pid(), time.Now())
 			w.awaitWatch(t, g.id)
 		}
 
@@ -219,10 +219,11 @@ func TestOOMWatcherReadsLate(t *testing.T) {
 	}
 
 	for _, g := range []*oomGroup{hit, quiet} {
-		w.Watch(g.id, g.pid(), time.Now())
+		w.Watch(g.id, "pod", g.pid(), time.Now())
 	}
 
-	for _, c := range w.take() {
+	queue, _ := w.take()
+	for _, c := range queue {
 		w.update(c)
 	}
 
@@ -278,7 +279,7 @@ func TestOOMBeforeWatch(t *testing.T) {
 
 			w, hits := oomWatcher(t)
 			w.run(t)
-			w.Watch(g.id, g.pid(), time.Now().Add(-c.age))
+			w.Watch(g.id, "pod", g.pid(), time.Now().Add(-c.age))
 			w.awaitWatch(t, g.id)
 			if c.hit {
 				awaitHit(t, hits, g.id)
@@ -336,7 +337,7 @@ func TestOOMWatcherIsBounded(t *testing.T) {
 	defer w.poll.Close()
 
 	for i := range maxWatched + 5 {
-		w.Watch(fmt.Sprint(i), 1, time.Now())
+		w.Watch(fmt.Sprint(i), "pod", 1, time.Now())
 	}
 
 	if len(w.watched) != maxWatched {
@@ -344,8 +345,8 @@ func TestOOMWatcherIsBounded(t *testing.T) {
 	}
 
 	w.Forget("7")
-	w.Watch("another", 1, time.Now())
-	w.Watch("8", 2, time.Now()) // a new process
+	w.Watch("another", "pod", 1, time.Now())
+	w.Watch("8", "pod", 2, time.Now()) // a new process
 	if len(w.watched) != maxWatched || w.watched["another"] == nil || w.watched["8"].pid != 2 ||
 		len(w.numbers) != maxWatched {
 		t.Errorf("after one was forgotten: %d containers, %d numbers", len(w.watched), len(w.numbers))

@@ -30,6 +30,10 @@ func (v *View) observe(e engine.Event) {
 		return
 	}
 
+	if e.Kind == engine.Died {
+		v.settleOOM(e.ID, e.ExitCode)
+	}
+
 	v.mu.Lock()
 	defer v.mu.Unlock()
 

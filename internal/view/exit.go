@@ -78,15 +78,19 @@ func (v *View) endOfLocked(id model.ContainerID, noticed time.Time) time.Time {
 	return noticed
 }
 
-// watchKernelLocked has the kernel watch a running container if o is its current record.
+// watchKernelLocked has the kernel watch a running container or pause if o is its current record.
 func (v *View) watchKernelLocked(o model.Object) {
+	if s := o.Sandbox; s != nil && s.Pid > 0 && v.store.object(s.ID).Sandbox == s {
+		v.oom.Watch(string(s.ID), string(s.ID), s.Pid, s.StartedAt)
+	}
+
 	c := o.Container
 	if c == nil || c.State != runtimeapi.ContainerState_CONTAINER_RUNNING || c.Pid <= 0 {
 		return
 	}
 
 	if v.store.object(c.ID).Container == c {
-		v.oom.Watch(string(c.ID), c.Pid, c.StartedAt)
+		v.oom.Watch(string(c.ID), string(c.SandboxID), c.Pid, c.StartedAt)
 		v.exits.Watch(string(c.ID), c.Pid)
 	}
 }

@@ -11,10 +11,14 @@ import (
 
 // OOM reports the kernel's OOM kills, for exits whose reason the engine does not know. The engine
 // learns of OOM kills from containerd. containerd's event is missing if the memory hierarchy is not
-// mounted for it, or if the runtime does not watch it. No method may block.
+// mounted for it, if the runtime does not watch it, or if systemd removes the control group first.
+// No method but Settle may block.
 type OOM interface {
-	// Watch watches a container whose process was started at this time.
-	Watch(id string, pid int, started time.Time)
+	// Watch watches a container of a pod, or its pause, whose process was started at this time.
+	Watch(id, pod string, pid int, started time.Time)
+	// Settle makes Hit complete for a container of a pod that has ended. killed says that a SIGKILL
+	// ended it that nobody requested from the engine. It may wait for a second, unlike the others.
+	Settle(id, pod string, killed bool)
 	// Hit returns when the kernel last killed a process of a watched container for lack of memory.
 	Hit(id string) (at time.Time, hit bool)
 	// Forget ends the watch of a container that was removed or started again.
@@ -24,9 +28,10 @@ type OOM interface {
 // noOOM reports no kills.
 type noOOM struct{}
 
-func (noOOM) Watch(string, int, time.Time) {}
-func (noOOM) Hit(string) (time.Time, bool) { return time.Time{}, false }
-func (noOOM) Forget(string)                {}
+func (noOOM) Watch(string, string, int, time.Time) {}
+func (noOOM) Settle(string, string, bool)          {}
+func (noOOM) Hit(string) (time.Time, bool)         { return time.Time{}, false }
+func (noOOM) Forget(string)                        {}
 
 // oomWindow is the longest time between an OOM kill and the resulting exit. A large process takes
 // seconds to release its memory.
@@ -38,6 +43,22 @@ func (v *View) SetOOM(o OOM) { v.oom = o }
 // ObserveOOM schedules an inspection of a container after a reported OOM kill. If it has exited
 // meanwhile, its record gets the reason.
 func (v *View) ObserveOOM(id string) { v.pending.add(model.ContainerID(id), 0) }
+
+// settleOOM completes the kernel's reports for a container that has exited, before its record has
+// the exit. v.mu must not be locked.
+func (v *View) settleOOM(id model.ContainerID, exitCode int) {
+	v.mu.Lock()
+	e := v.store.entries[id]
+	if e == nil || e.object.Container == nil {
+		v.mu.Unlock()
+		return
+	}
+	pod := e.object.Container.SandboxID
+	killed := (exitCode == killedCode || exitCode == lostCode) && !e.pending.killed
+	v.mu.Unlock()
+
+	v.oom.Settle(string(id), string(pod), killed)
+}
 
 // isOOMLocked reports whether the OOM killer caused an exit that the engine did not mark as such.
 // Only exits by SIGKILL count: a container may survive the kill of a child and exit later for

@@ -1,6 +1,8 @@
 package view
 
 import (
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -14,9 +16,18 @@ import (
 type fakeOOM struct {
 	watched map[string]int
 	hits    map[string]time.Time
+	late    map[string]time.Time // hits that only Settle finds, if a SIGKILL ended the container
+	settled []string
 }
 
-func (f *fakeOOM) Watch(id string, pid int, _ time.Time) { f.watched[id] = pid }
+func (f *fakeOOM) Watch(id, _ string, pid int, _ time.Time) { f.watched[id] = pid }
+
+func (f *fakeOOM) Settle(id, pod string, killed bool) {
+	f.settled = append(f.settled, fmt.Sprintf("%s of %s, killed %v", id, pod, killed))
+	if at, ok := f.late[id]; ok && killed {
+		f.hits[id] = at
+	}
+}
 
 func (f *fakeOOM) Hit(id string) (time.Time, bool) {
 	at, hit := f.hits[id]
@@ -53,6 +64,7 @@ func (v *View) refreshed(o model.Object) {
 func running(pid int) model.Object {
 	return model.Object{Container: &model.Container{
 		ID:        "c",
+		SandboxID: "pod",
 		Pid:       pid,
 		CreatedAt: at(1),
 		StartedAt: at(100),
@@ -121,6 +133,47 @@ func TestOOMFromTheKernel(t *testing.T) {
 			v.refreshed(ended(c.code, at(200)))
 			if got := reason(t, v); got != c.want {
 				t.Errorf("after an inspect: %s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+// TestOOMIsSettled: the kernel is asked before the record of a container has its exit, so no status
+// has another reason first, and a kill that was requested from the engine is none of the OOM
+// killer's.
+func TestOOMIsSettled(t *testing.T) {
+	for name, c := range map[string]struct {
+		code      int
+		requested bool
+		settled   string
+		want      string
+	}{
+		"killed":              {137, false, "c of pod, killed true", "OOMKilled"},
+		"killed by request":   {137, true, "c of pod, killed false", "Error"},
+		"failed":              {1, false, "c of pod, killed false", "Error"},
+		"exit status is lost": {255, false, "c of pod, killed true", "Error"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, byEvent := range []bool{true, false} {
+				v, oom := withOOM(t)
+				oom.late = map[string]time.Time{"c": at(200)}
+				if c.requested {
+					v.observe(engine.Event{ID: "c", Kind: engine.Killed, At: at(198)})
+				}
+
+				if byEvent {
+					v.observe(engine.Event{ID: "c", Kind: engine.Died, At: at(200), ExitCode: c.code})
+				} else {
+					v.settleOOM("c", c.code)
+					v.refreshed(ended(int32(c.code), at(200)))
+				}
+
+				if x, _ := v.Container("c"); x.State == runtimeapi.ContainerState_CONTAINER_EXITED && x.Reason != c.want {
+					t.Errorf("by event %v: reason %s, want %s", byEvent, x.Reason, c.want)
+				}
+				if !slices.Equal(oom.settled, []string{c.settled}) {
+					t.Errorf("by event %v: settled %q, want %q", byEvent, oom.settled, c.settled)
+				}
 			}
 		})
 	}

@@ -168,6 +168,9 @@ func (v *View) readOne(ctx context.Context, id model.ContainerID) error {
 	if err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
+	if c := o.Container; c != nil && c.State == runtimeapi.ContainerState_CONTAINER_EXITED {
+		v.settleOOM(id, int(c.ExitCode))
+	}
 
 	v.mu.Lock()
 	defer v.mu.Unlock()

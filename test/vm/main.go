@@ -94,6 +94,9 @@ func run(ctx context.Context, o options) (err error) {
 
 	err = runSteps(ctx, m, o.dir, selected, results)
 	if o.keep && ctx.Err() == nil {
+		if err != nil {
+			fmt.Println(err)
+		}
 		fmt.Printf("the node keeps running until an interrupt: %s\n", m.login)
 		<-ctx.Done()
 	}

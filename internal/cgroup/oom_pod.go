@@ -1,0 +1,203 @@
+package cgroup
+
+import (
+	"path"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// suspectTime is the longest time between a kill in a removed group of a pod and the exit of
+	// the container that it is attributed to.
+	suspectTime = 5 * time.Second
+	// settleTimeout limits the wait for the goroutine of Run.
+	settleTimeout = time.Second
+	// maxRecounts limits the reads of counters that change meanwhile.
+	maxRecounts = 5
+)
+
+// podGroup is the group around the containers of a pod on cgroup v2. Its memory.events counts the
+// kills in all groups below it, also in those that were removed since. systemd removes a
+// container's group as soon as its last process has ended, often before anybody can read it. So
+// kills that no container's own counter has belong to a container whose group was removed.
+//
+// Only Run uses it.
+type podGroup struct {
+	path  string
+	fd    int       // memory.events
+	users int       // watches of its containers
+	known uint64    // kills before the first watch, and those found in the containers' own counters
+	lost  uint64    // all others
+	at    time.Time // when lost was last seen to have grown
+}
+
+// settle is a request to read the counters of a container that has ended.
+type settle struct {
+	c      *watched
+	killed bool
+	done   chan struct{}
+}
+
+// Settle reads the counters of a container of a pod that has ended, for a later Hit. killed says
+// that a SIGKILL ended it that nobody is known to have requested. On cgroup v2 such a container
+// also counts as hit if its group was removed before its counter could be read, and a process was
+// killed in a removed group of the pod within the last seconds. Settle returns after a second at
+// the latest.
+func (w *OOMWatcher) Settle(id, pod string, killed bool) {
+	w.mu.Lock()
+	c := w.watched[id]
+	if c == nil { // it ended before it could be watched
+		c = w.addLocked(id, pod)
+	}
+
+	done := make(chan struct{})
+	if c != nil {
+		w.settles = append(w.settles, settle{c, killed, done})
+		w.wakeUp()
+	}
+	w.mu.Unlock()
+
+	if c == nil {
+		return
+	}
+
+	select {
+	case <-done:
+	case <-time.After(settleTimeout):
+	}
+}
+
+// settle executes a request of Settle.
+func (w *OOMWatcher) settle(s settle) {
+	defer close(s.done)
+	c := s.c
+	if c.fd >= 0 {
+		w.count(c)
+	}
+	if c.fd >= 0 || c.group != nil && !c.group.V2() { // its own counter was read
+		return
+	}
+
+	p := w.podGroupOf(c)
+	if p == nil {
+		return
+	}
+
+	w.recount(p)
+	if s.killed && p.lost > 0 && time.Since(p.at) <= suspectTime {
+		w.recordKill(c)
+	}
+}
+
+// podGroupOf returns the group around a container, or nil if none of its pod's containers was
+// watched.
+func (w *OOMWatcher) podGroupOf(c *watched) *podGroup {
+	if c.around != nil {
+		return c.around
+	}
+
+	w.mu.Lock()
+	defer w.mu.Unlock()
+
+	for _, other := range w.watched {
+		if other.pod == c.pod && other.around != nil {
+			return other.around
+		}
+	}
+
+	return nil
+}
+
+// join finds the group around a container and reports whether no other container is watched in it.
+// Without one, as on cgroup v1 and for a group at the root, it does nothing.
+func (w *OOMWatcher) join(c *watched) (isNew bool) {
+	around := path.Dir(c.group.path)
+	if !c.group.V2() || around == "/" || around == "." {
+		return false
+	}
+
+	p := w.pods[around]
+	if p == nil {
+		root, _ := c.group.locate(unified)
+		fd, err := openBeneath(root, around+"/memory.events", unix.O_RDONLY)
+		if err != nil {
+			return false
+		}
+
+		p = &podGroup{path: around, fd: fd}
+		p.known, _ = readKills(fd)
+		w.pods[around] = p
+		isNew = true
+	}
+
+	p.users++
+	c.around = p
+
+	return isNew
+}
+
+// leave undoes join.
+func (w *OOMWatcher) leave(c *watched) {
+	p := c.around
+	if p == nil {
+		return
+	}
+
+	c.around = nil
+	if p.users--; p.users == 0 {
+		_ = unix.Close(p.fd)
+		delete(w.pods, p.path)
+	}
+}
+
+// recount reads the counters of a pod and of its containers.
+func (w *OOMWatcher) recount(p *podGroup) {
+	for range maxRecounts {
+		total, err := readKills(p.fd)
+		if err != nil {
+			return
+		}
+
+		known := p.known
+		for _, c := range w.watchedIn(p) {
+			w.count(c)
+		}
+
+		if p.known != known { // total may lack kills that the containers have
+			continue
+		}
+
+		lost := total - min(total, known)
+		if lost > p.lost {
+			p.at = time.Now()
+		}
+		p.lost = lost
+
+		return
+	}
+}
+
+// watchedIn returns the containers of a pod that have a counter.
+func (w *OOMWatcher) watchedIn(p *podGroup) (all []*watched) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+
+	for _, c := range w.watched {
+		if c.around == p && c.fd >= 0 {
+			all = append(all, c)
+		}
+	}
+
+	return all
+}
+
+// readKills reads the number of killed processes from an open memory.events.
+func readKills(fd int) (uint64, error) {
+	var b [512]byte
+	n, err := unix.Pread(fd, b[:], 0)
+	if err != nil {
+		return 0, err
+	}
+	return parseOOMKills(b[:n]), nil
+}
