@@ -39,7 +39,7 @@ type settle struct {
 	done   chan struct{}
 }
 
-// Settle reads the counters of a container of a pod that has ended, for a later Hit. killed says
+// Settle reads the counters of a container of a pod that has ended, for a later Hit. killed means
 // that a SIGKILL ended it that nobody is known to have requested. On cgroup v2 such a container
 // also counts as hit if its group was removed before its counter could be read, and a process was
 // killed in a removed group of the pod within the last seconds. Settle returns after a second at

@@ -16,8 +16,9 @@ import (
 type OOM interface {
 	// Watch watches a container of a pod, or its pause, whose process was started at this time.
 	Watch(id, pod string, pid int, started time.Time)
-	// Settle makes Hit complete for a container of a pod that has ended. killed says that a SIGKILL
-	// ended it that nobody requested from the engine. It may wait for a second, unlike the others.
+	// Settle makes Hit complete for a container of a pod that has ended. killed means that a
+	// SIGKILL ended it that nobody requested from the engine. It may wait for a second, unlike the
+	// others.
 	Settle(id, pod string, killed bool)
 	// Hit returns when the kernel last killed a process of a watched container for lack of memory.
 	Hit(id string) (at time.Time, hit bool)

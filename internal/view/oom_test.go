@@ -168,7 +168,8 @@ func TestOOMIsSettled(t *testing.T) {
 					v.refreshed(ended(int32(c.code), at(200)))
 				}
 
-				if x, _ := v.Container("c"); x.State == runtimeapi.ContainerState_CONTAINER_EXITED && x.Reason != c.want {
+				x, _ := v.Container("c")
+				if x.State == runtimeapi.ContainerState_CONTAINER_EXITED && x.Reason != c.want {
 					t.Errorf("by event %v: reason %s, want %s", byEvent, x.Reason, c.want)
 				}
 				if !slices.Equal(oom.settled, []string{c.settled}) {
