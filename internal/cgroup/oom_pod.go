@@ -2,15 +2,18 @@ package cgroup
 
 import (
 	"path"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 const (
-	// suspectTime is the longest time between a kill in a removed group of a pod and the exit of
-	// the container that it is attributed to.
+	// suspectTime is the longest time between the exit of a container and the first sight of the
+	// kill in a removed group of its pod that it is attributed to.
 	suspectTime = 5 * time.Second
+	// maxLost limits the remembered kills of a pod.
+	maxLost = 64
 	// settleTimeout limits the wait for the goroutine of Run.
 	settleTimeout = time.Second
 	// maxRecounts limits the reads of counters that change meanwhile.
@@ -25,26 +28,26 @@ const (
 // Only Run uses it.
 type podGroup struct {
 	path  string
-	fd    int       // memory.events
-	users int       // watches of its containers
-	known uint64    // kills before the first watch, and those found in the containers' own counters
-	lost  uint64    // all others
-	at    time.Time // when lost was last seen to have grown
+	fd    int         // memory.events
+	users int         // watches of its containers
+	known uint64      // kills before the first watch, and those found in the containers' own counters
+	lost  uint64      // all others
+	seen  []time.Time // when lost had grown, the last maxLost
 }
 
 // settle is a request to read the counters of a container that has ended.
 type settle struct {
 	c      *watched
-	killed bool
+	killed time.Time
 	done   chan struct{}
 }
 
-// Settle reads the counters of a container of a pod that has ended, for a later Hit. killed means
-// that a SIGKILL ended it that nobody is known to have requested. On cgroup v2 such a container
-// also counts as hit if its group was removed before its counter could be read, and a process was
-// killed in a removed group of the pod within the last seconds. Settle returns after a second at
-// the latest.
-func (w *OOMWatcher) Settle(id, pod string, killed bool) {
+// Settle reads the counters of a container of a pod that has ended, for a later Hit. killed is the
+// time of its exit if a SIGKILL ended it that nobody is known to have requested, or else zero. On
+// cgroup v2 such a container also counts as hit if its group was removed before its counter could
+// be read, and a process was killed in a removed group of the pod at about this time. Settle
+// returns after a second at the latest.
+func (w *OOMWatcher) Settle(id, pod string, killed time.Time) {
 	w.mu.Lock()
 	c := w.watched[id]
 	if c == nil { // it ended before it could be watched
@@ -85,7 +88,8 @@ func (w *OOMWatcher) settle(s settle) {
 	}
 
 	w.recount(p)
-	if s.killed && p.lost > 0 && time.Since(p.at) <= suspectTime {
+	atExit := func(seen time.Time) bool { return seen.Sub(s.killed).Abs() <= suspectTime }
+	if !s.killed.IsZero() && slices.ContainsFunc(p.seen, atExit) {
 		w.recordKill(c)
 	}
 }
@@ -170,7 +174,7 @@ func (w *OOMWatcher) recount(p *podGroup) {
 
 		lost := total - min(total, known)
 		if lost > p.lost {
-			p.at = time.Now()
+			p.seen = append(p.seen[max(0, len(p.seen)+1-maxLost):], time.Now())
 		}
 		p.lost = lost
 

@@ -38,14 +38,14 @@ func TestOOMOfRemovedGroups(t *testing.T) {
 	quiet.remove(t)
 
 	w.run(t)
-	w.Settle(quiet.id, "pod", false)
-	w.Settle(hit.id, "pod", true)
+	w.Settle(quiet.id, "pod", time.Time{})
+	w.Settle(hit.id, "pod", time.Now())
 	awaitHit(t, hits, hit.id)
 	if _, hit := w.Hit(quiet.id); hit {
 		t.Error("a container that ended otherwise is recorded as hit")
 	}
 
-	w.Settle(next.id, "pod", true) // its own counter can be read
+	w.Settle(next.id, "pod", time.Now()) // its own counter can be read
 	if _, hit := w.Hit(next.id); hit {
 		t.Error("a container with a counter of zero is recorded as hit")
 	}
@@ -101,7 +101,7 @@ func (p *pod) remove(id string) {
 }
 
 // settled executes Settle and returns whether the container was hit.
-func (p *pod) settled(id string, killed bool) bool {
+func (p *pod) settled(id string, killed time.Time) bool {
 	p.t.Helper()
 	c := p.watched[id]
 	if c == nil {
@@ -116,42 +116,50 @@ func (p *pod) settled(id string, killed bool) bool {
 
 // TestPodGroup attributes the kills of a pod to its containers.
 func TestPodGroup(t *testing.T) {
+	now := time.Now()
 	for name, c := range map[string]struct {
 		do   func(p *pod)
 		id   string
-		kill bool
+		kill time.Time
 		want bool
 	}{
 		"lost": {func(p *pod) {
 			p.put("", 1)
 			p.remove("a")
-		}, "a", true, true},
+		}, "a", now, true},
 		"lost, ended otherwise": {func(p *pod) {
 			p.put("", 1)
 			p.remove("a")
-		}, "a", false, false},
+		}, "a", time.Time{}, false},
 		"two lost": {func(p *pod) {
 			p.put("", 5)
 			p.remove("a")
 			p.remove("b")
-			if !p.settled("b", true) {
+			if !p.settled("b", now) {
 				p.t.Error("the other one is not hit")
 			}
-		}, "a", true, true},
+		}, "a", now, true},
 		"the other one's": {func(p *pod) {
 			p.put("", 1)
 			p.put("b", 1)
 			p.remove("a")
-		}, "a", true, false},
-		"not watched": {func(p *pod) { p.put("", 1) }, "c", true, true},
-		"no kill":     {func(p *pod) { p.remove("a") }, "a", true, false},
+		}, "a", now, false},
+		"not watched": {func(p *pod) { p.put("", 1) }, "c", now, true},
+		"no kill":     {func(p *pod) { p.remove("a") }, "a", now, false},
 		"long ago": {func(p *pod) {
 			p.put("", 1)
 			p.remove("b")
-			p.pods["/pod"].at = time.Now().Add(-2 * suspectTime)
+			p.pods["/pod"].seen[0] = now.Add(-2 * suspectTime)
 			p.remove("a")
-		}, "a", true, false},
-		"own counter": {func(p *pod) { p.put("", 1) }, "a", true, false},
+		}, "a", now, false},
+		"reported late": {func(p *pod) {
+			p.put("", 1)
+			p.remove("a")
+			p.pods["/pod"].seen[0] = now.Add(-2 * suspectTime)
+			p.put("", 2)
+			p.remove("b")
+		}, "a", now.Add(-2 * suspectTime), true},
+		"own counter": {func(p *pod) { p.put("", 1) }, "a", now, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPod(t, "a", "b")

@@ -31,7 +31,7 @@ func (v *View) observe(e engine.Event) {
 	}
 
 	if e.Kind == engine.Died {
-		v.settleOOM(e.ID, e.ExitCode)
+		v.settleOOM(e.ID, e.ExitCode, e.At)
 	}
 
 	v.mu.Lock()

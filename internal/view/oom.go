@@ -16,10 +16,10 @@ import (
 type OOM interface {
 	// Watch watches a container of a pod, or its pause, whose process was started at this time.
 	Watch(id, pod string, pid int, started time.Time)
-	// Settle makes Hit complete for a container of a pod that has ended. killed means that a
-	// SIGKILL ended it that nobody requested from the engine. It may wait for a second, unlike the
-	// others.
-	Settle(id, pod string, killed bool)
+	// Settle makes Hit complete for a container of a pod that has ended. killed is the time of its
+	// exit if a SIGKILL ended it that nobody requested from the engine, or else zero. It may wait
+	// for a second, unlike the others.
+	Settle(id, pod string, killed time.Time)
 	// Hit returns when the kernel last killed a process of a watched container for lack of memory.
 	Hit(id string) (at time.Time, hit bool)
 	// Forget ends the watch of a container that was removed or started again.
@@ -30,7 +30,7 @@ type OOM interface {
 type noOOM struct{}
 
 func (noOOM) Watch(string, string, int, time.Time) {}
-func (noOOM) Settle(string, string, bool)          {}
+func (noOOM) Settle(string, string, time.Time)     {}
 func (noOOM) Hit(string) (time.Time, bool)         { return time.Time{}, false }
 func (noOOM) Forget(string)                        {}
 
@@ -47,7 +47,7 @@ func (v *View) ObserveOOM(id string) { v.pending.add(model.ContainerID(id), 0) }
 
 // settleOOM completes the kernel's reports for a container that has exited, before its record has
 // the exit. v.mu must not be locked.
-func (v *View) settleOOM(id model.ContainerID, exitCode int) {
+func (v *View) settleOOM(id model.ContainerID, exitCode int, ended time.Time) {
 	v.mu.Lock()
 	e := v.store.entries[id]
 	if e == nil || e.object.Container == nil {
@@ -55,7 +55,10 @@ func (v *View) settleOOM(id model.ContainerID, exitCode int) {
 		return
 	}
 	pod := e.object.Container.SandboxID
-	killed := (exitCode == killedCode || exitCode == lostCode) && !e.pending.killed
+	killed := time.Time{}
+	if (exitCode == killedCode || exitCode == lostCode) && !e.pending.killed {
+		killed = v.endOfLocked(id, ended)
+	}
 	v.mu.Unlock()
 
 	v.oom.Settle(string(id), string(pod), killed)

@@ -22,9 +22,9 @@ type fakeOOM struct {
 
 func (f *fakeOOM) Watch(id, _ string, pid int, _ time.Time) { f.watched[id] = pid }
 
-func (f *fakeOOM) Settle(id, pod string, killed bool) {
-	f.settled = append(f.settled, fmt.Sprintf("%s of %s, killed %v", id, pod, killed))
-	if at, ok := f.late[id]; ok && killed {
+func (f *fakeOOM) Settle(id, pod string, killed time.Time) {
+	f.settled = append(f.settled, fmt.Sprintf("%s of %s, killed %v", id, pod, !killed.IsZero()))
+	if at, ok := f.late[id]; ok && killed.Equal(at) {
 		f.hits[id] = at
 	}
 }
@@ -164,7 +164,7 @@ func TestOOMIsSettled(t *testing.T) {
 				if byEvent {
 					v.observe(engine.Event{ID: "c", Kind: engine.Died, At: at(200), ExitCode: c.code})
 				} else {
-					v.settleOOM("c", c.code)
+					v.settleOOM("c", c.code, at(200))
 					v.refreshed(ended(int32(c.code), at(200)))
 				}
 

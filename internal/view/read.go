@@ -169,7 +169,7 @@ func (v *View) readOne(ctx context.Context, id model.ContainerID) error {
 		return err
 	}
 	if c := o.Container; c != nil && c.State == runtimeapi.ContainerState_CONTAINER_EXITED {
-		v.settleOOM(id, int(c.ExitCode))
+		v.settleOOM(id, int(c.ExitCode), c.FinishedAt)
 	}
 
 	v.mu.Lock()
