@@ -11,6 +11,7 @@ import (
 // without a lock. All others obtain it together with the lock (lockSandbox, lockContainer), because
 // a change must not be based on a stale record.
 var recordReaders = map[string]string{
+	"internal/cri.checkTarget":                      "checks that the container exists",
 	"(*internal/cri.Service).awaitJoined":           "checks that the pause still runs; the caller holds the lock",
 	"(*internal/cri.Service).ContainerStatus":       "reads only",
 	"(internal/cri.completer).hasNothingToComplete": "avoids the lock; the record is read again under it",
@@ -27,7 +28,6 @@ var recordReaders = map[string]string{
 	"(*internal/cri.gate).checkPodStop":                 "reads the time the pod stopped",
 	"(*internal/cri.Service).startPause":                "the caller holds the lock",
 	"(*internal/cri.Service).StopContainer":             "uses the ID; a stop only waits for a start in progress",
-	"(*internal/cri.Service).translateContainer":        "checks that the container exists",
 	"(*internal/cri.Service).UpdatePodSandboxResources": "checks that the sandbox exists",
 	"(*internal/cri.gate).WhileRunning":                 "checks that the container still runs, to end its sessions",
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -111,13 +112,16 @@ func (s *Service) translateContainer(
 		return nil, nothing, err
 	}
 
-	if target := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetTargetId(); target != "" {
-		if _, err := s.View.Container(target); err != nil {
-			return nil, nothing, fmt.Errorf("config.linux.security_context.namespace_options.target_id: %w", err)
-		}
+	if err := checkTarget(s.View, cfg); err != nil {
+		return nil, nothing, err
 	}
 
 	log, err := s.Logs.Config(ctx, r.GetSandboxConfig().GetLogDirectory(), cfg.GetLogPath())
+	if err != nil {
+		return nil, nothing, err
+	}
+
+	users, err := accounts(ctx, s.Accounts, s.Log, image)
 	if err != nil {
 		return nil, nothing, err
 	}
@@ -131,12 +135,38 @@ func (s *Service) translateContainer(
 		Host:           host,
 		Sandbox:        sb,
 		Image:          image,
+		Accounts:       users,
 		SeccompProfile: profile,
 		Log:            log,
 		ImageVolumes:   volumes,
 	})
 
 	return create, done, err
+}
+
+// accounts returns the users of an image, nil if the engine cannot open their files. It reports
+// that at the start, if it needs them.
+func accounts(ctx context.Context, store Accounts, log *slog.Logger, image *model.Image) (*model.Accounts, error) {
+	a, err := store.Accounts(ctx, image.ID)
+	if errdefs.IsInternal(err) {
+		log.Warn("cannot read the users of an image; its groups may be missing", "image", image.ID, "err", err)
+		return nil, nil
+	}
+	return a, err
+}
+
+// checkTarget checks that the container whose PID namespace the new one joins exists.
+func checkTarget(v View, cfg *runtimeapi.ContainerConfig) error {
+	target := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetTargetId()
+	if target == "" {
+		return nil
+	}
+
+	if _, err := v.Container(target); err != nil {
+		return fmt.Errorf("config.linux.security_context.namespace_options.target_id: %w", err)
+	}
+
+	return nil
 }
 
 // createDirs creates missing host paths of mounts, as the kubelet expects for a hostPath without a

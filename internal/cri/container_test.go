@@ -314,3 +314,31 @@ func TestCreateDirs(t *testing.T) {
 		}
 	}
 }
+
+// TestUnreadableUsers expects a container if the engine cannot open the image's files of users, and
+// an error without leftovers if it cannot tell.
+func TestUnreadableUsers(t *testing.T) {
+	for kind, created := range map[error]int{errdefs.ErrInternal: 1, errdefs.ErrUnavailable: 0, errdefs.ErrDataLoss: 0} {
+		t.Run(kind.Error(), func(t *testing.T) {
+			s, w := newService(t)
+			cfg := w.pod()
+			pod := runPod(t, s, cfg)
+			before := w.engine.Containers()
+			w.setEngineFault(func(verb string, _ bool) error {
+				if verb == "accounts" {
+					return kind
+				}
+				return nil
+			})
+
+			_, err := s.CreateContainer(t.Context(), createRequest(pod, cfg))
+			w.setEngineFault(nil)
+			if (err == nil) != (created == 1) || err != nil && !errors.Is(err, kind) {
+				t.Errorf("CreateContainer: %v", err)
+			}
+			if n := w.engine.Containers() - before; n != created {
+				t.Errorf("%d containers were created, want %d", n, created)
+			}
+		})
+	}
+}

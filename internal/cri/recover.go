@@ -35,7 +35,7 @@ func (s *Service) Recover(ctx context.Context) error {
 	s.joining.retry()
 
 	r := recovery{s}
-	errs := []error{r.recoverForgotten(ctx), s.volumes.restore(ctx, host)}
+	errs := []error{r.recoverForgotten(ctx), s.volumes.restore(ctx, host), s.Accounts.RemoveReaders(ctx)}
 	errs = append(errs, r.adoptAll(ctx)...) // before the plugins can collect their networks
 	errs = append(errs, s.Reclaimer.Reclaim(ctx, r))
 	errs = append(errs, r.recoverSandboxes(ctx)...)

@@ -98,6 +98,14 @@ type Images interface {
 	PauseImage(ctx context.Context) (model.PauseImage, error)
 }
 
+// Accounts reads the users and groups of images. Errors carry the same kinds as those of Engine.
+type Accounts interface {
+	// Accounts returns the users and groups of an image. DataLoss for files that no image needs.
+	Accounts(ctx context.Context, id model.ImageID) (*model.Accounts, error)
+	// RemoveReaders removes what interrupted calls of Accounts have left.
+	RemoveReaders(ctx context.Context) error
+}
+
 // View provides the state of this node from memory. Records are shared and read-only. IDs may be
 // shortened to a unique prefix. NotFound for an unknown ID, InvalidArgument for an ambiguous one.
 type View interface {
@@ -244,6 +252,7 @@ type Deps struct {
 	Log       *slog.Logger
 	Engine    Engine
 	Images    Images
+	Accounts  Accounts
 	View      View
 	States    EngineStates
 	Updates   Updates

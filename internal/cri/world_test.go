@@ -398,6 +398,7 @@ func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 		Log:         log,
 		Engine:      w.engine,
 		Images:      w.engine,
+		Accounts:    w.engine,
 		View:        view,
 		States:      view,
 		Updates:     view,

@@ -276,6 +276,7 @@ func (p *parts) openService() error {
 		Log:         p.log,
 		Engine:      p.engine,
 		Images:      p.engine,
+		Accounts:    p.engine,
 		View:        p.view,
 		States:      p.view,
 		Updates:     p.view,

@@ -7,29 +7,29 @@ import (
 
 // callGroup shares one call among concurrent callers with the same key. The zero value is ready to
 // use.
-type callGroup struct {
+type callGroup[T any] struct {
 	mu    sync.Mutex // guards calls, and waiters of each
-	calls map[string]*sharedCall
+	calls map[string]*sharedCall[T]
 }
 
-type sharedCall struct {
+type sharedCall[T any] struct {
 	waiters int
 	cancel  context.CancelFunc
 	done    chan struct{} // closed after result and err are set
-	result  string
+	result  T
 	err     error
 }
 
 // do returns the result of call, which runs once for all concurrent callers with the same key. When
 // ctx ends, do returns its error. call is cancelled when no caller waits any more.
-func (g *callGroup) do(ctx context.Context, key string, call func(context.Context) (string, error)) (string, error) {
+func (g *callGroup[T]) do(ctx context.Context, key string, call func(context.Context) (T, error)) (T, error) {
 	g.mu.Lock()
 	c := g.calls[key]
 	if c == nil {
 		callCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		c = &sharedCall{cancel: cancel, done: make(chan struct{})}
+		c = &sharedCall[T]{cancel: cancel, done: make(chan struct{})}
 		if g.calls == nil {
-			g.calls = map[string]*sharedCall{}
+			g.calls = map[string]*sharedCall[T]{}
 		}
 
 		g.calls[key] = c
@@ -58,16 +58,18 @@ func (g *callGroup) do(ctx context.Context, key string, call func(context.Contex
 		c.cancel()
 	}
 
-	return "", ctx.Err()
+	var none T
+
+	return none, ctx.Err()
 }
 
-func (g *callGroup) remove(key string, c *sharedCall) {
+func (g *callGroup[T]) remove(key string, c *sharedCall[T]) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.removeLocked(key, c)
 }
 
-func (g *callGroup) removeLocked(key string, c *sharedCall) {
+func (g *callGroup[T]) removeLocked(key string, c *sharedCall[T]) {
 	if g.calls[key] == c {
 		delete(g.calls, key)
 	}

@@ -64,7 +64,8 @@ type Engine struct {
 	client   atomic.Pointer[connection] // replaced by each call of Host
 	kernel   cgroup.Kernel
 	images   imageCache
-	pulls    callGroup
+	pulls    callGroup[string]
+	accounts accountCache
 	metrics  pullMetrics
 	activity activity // of all pulls
 	calls    *prometheus.HistogramVec

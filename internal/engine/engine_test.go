@@ -198,7 +198,7 @@ func TestPullError(t *testing.T) {
 
 func TestCallGroup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var g callGroup
+		var g callGroup[string]
 		var calls atomic.Int32
 		cancelled := make(chan struct{})
 		call := func(ctx context.Context) (string, error) {

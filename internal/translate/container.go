@@ -15,7 +15,8 @@ type ContainerOptions struct {
 	Sandbox        *model.Sandbox
 	Log            model.LogConfig
 	Image          *model.Image
-	SeccompProfile string // content of SeccompFile
+	Accounts       *model.Accounts // of the image; nil if they are unknown
+	SeccompProfile string          // content of SeccompFile
 	// ImageVolumes are the image mounts of the configuration, by their index among its mounts.
 	ImageVolumes map[int]model.ImageVolume
 }
@@ -102,6 +103,7 @@ func containerLabels(
 			LogPath:      LogPath(cfg, pod),
 			ImageVolumes: imageVolumes(cfg, o),
 			Limits:       limits,
+			User:         processIdentity(cfg, o),
 		},
 	}
 
@@ -173,7 +175,7 @@ func setNamespaces(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOption
 func setSecurity(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOptions) error {
 	sc := cfg.GetLinux().GetSecurityContext()
 	c.Config.User = processUser(sc.GetRunAsUser(), sc.GetRunAsGroup(), sc.GetRunAsUsername())
-	c.Host.GroupAdd = groups(sc.GetSupplementalGroups())
+	c.Host.GroupAdd = append(groups(sc.GetSupplementalGroups()), imageGroups(cfg, o)...)
 	c.Host.Privileged = sc.GetPrivileged()
 	c.Host.ReadonlyRootfs = sc.GetReadonlyRootfs()
 	c.Host.CapAdd = capabilities(sc.GetCapabilities().GetAddCapabilities())

@@ -17,8 +17,13 @@ func HolderName(imageID model.ImageID) string { return HolderPrefix + imageID.He
 
 // HeldImage returns the image of a holder with this name, false if it is not a holder's name.
 // Labels do not count: an image may have any label.
-func HeldImage(name string) (model.ImageID, bool) {
-	hex, ok := strings.CutPrefix(strings.TrimPrefix(name, "/"), HolderPrefix)
+func HeldImage(name string) (model.ImageID, bool) { return imageIn(name, HolderPrefix) }
+
+// ImageOfReader returns the image of a reader with this name, false if it is not a reader's name.
+func ImageOfReader(name string) (model.ImageID, bool) { return imageIn(name, ReaderPrefix) }
+
+func imageIn(name, prefix string) (model.ImageID, bool) {
+	hex, ok := strings.CutPrefix(strings.TrimPrefix(name, "/"), prefix)
 	if !ok {
 		return "", false
 	}
@@ -28,9 +33,21 @@ func HeldImage(name string) (model.ImageID, bool) {
 
 // NewHolder returns the request for a holder: a container that is never started. It keeps the
 // engine from removing the layers of an image while this program has them mounted.
-func NewHolder(imageID model.ImageID) *Create {
+func NewHolder(imageID model.ImageID) *Create { return neverStarted(HolderName(imageID), imageID) }
+
+// ReaderPrefix is the prefix of the names of readers, as HolderPrefix for holders.
+const ReaderPrefix = "cri-dockerd_accounts_"
+
+// NewReader returns the request for a reader: a container that is never started. It exists while
+// this program reads the users and groups of an image, because the engine has no other way to read
+// files of an image.
+func NewReader(imageID model.ImageID) *Create {
+	return neverStarted(ReaderPrefix+imageID.Hex(), imageID)
+}
+
+func neverStarted(name string, imageID model.ImageID) *Create {
 	return &Create{
-		Name: HolderName(imageID),
+		Name: name,
 		Config: &container.Config{
 			Image:       string(imageID),
 			Cmd:         []string{"never-started"},

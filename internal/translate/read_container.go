@@ -37,7 +37,7 @@ func readContainer(in container.InspectResponse, n name, r *record) *model.Conta
 		ImageVolumes:  r.Container.ImageVolumes,
 		Resources:     readResources(in.HostConfig, r.Container.Limits),
 		Kernel:        r.Container.Limits,
-		User:          readUser(in),
+		User:          readUser(in, r.Container.User),
 		StopSignal:    readSignal(in.Config.StopSignal),
 		TTY:           in.Config.Tty,
 		Stdin:         in.Config.OpenStdin,
@@ -134,8 +134,17 @@ func readMounts(in container.InspectResponse, volumes []model.ImageVolume) []*ru
 	return out
 }
 
-// readUser returns the user and groups of the process, nil if Docker has only their names.
-func readUser(in container.InspectResponse) *runtimeapi.ContainerUser {
+// readUser returns the user and groups of the process: those of the record, or else those that
+// Docker knows, nil if it has only their names.
+func readUser(in container.InspectResponse, recorded *model.User) *runtimeapi.ContainerUser {
+	if recorded != nil {
+		return &runtimeapi.ContainerUser{Linux: &runtimeapi.LinuxContainerUser{
+			Uid:                recorded.UID,
+			Gid:                recorded.GID,
+			SupplementalGroups: recorded.Groups,
+		}}
+	}
+
 	user, group, _ := strings.Cut(in.Config.User, ":")
 	if user == "" {
 		user = "0"

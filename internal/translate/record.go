@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -56,6 +57,7 @@ type containerRecord struct {
 	LogPath      string              `json:"logPath,omitempty"`
 	ImageVolumes []model.ImageVolume `json:"imageVolumes,omitempty"`
 	Limits       model.KernelLimits  `json:"limits,omitzero"`
+	User         *model.User         `json:"user,omitempty"` // nil if it was unknown
 }
 
 // write returns Docker's labels: the record, and the labels for other tools. A record over
@@ -144,5 +146,11 @@ func (c *containerRecord) check() error {
 		return invalidRecord("limits: %v", err)
 	}
 
+	if c.User != nil && (c.User.UID < 0 || c.User.GID < 0 || slices.ContainsFunc(c.User.Groups, isNegative)) {
+		return invalidRecord("user %+v has a negative ID", *c.User)
+	}
+
 	return nil
 }
+
+func isNegative(id int64) bool { return id < 0 }

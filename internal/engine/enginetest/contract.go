@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -41,6 +42,8 @@ type Images interface {
 	HoldImage(ctx context.Context, imageID model.ImageID) ([]string, error)
 	ReleaseImage(ctx context.Context, imageID model.ImageID) error
 	HeldImages(ctx context.Context) ([]model.ImageID, error)
+	Accounts(ctx context.Context, imageID model.ImageID) (*model.Accounts, error)
+	RemoveReaders(ctx context.Context) error
 }
 
 var (
@@ -90,6 +93,7 @@ func Contract(t *testing.T, e Engine, cgroupParent string) {
 
 	testLifecycle(t, e, create, events)
 	testHold(t, e, host, pause.Name)
+	testAccounts(t, e, pause.Name)
 	testUnknown(t, e)
 }
 
@@ -123,6 +127,42 @@ func testHold(t *testing.T, e Engine, host model.Host, ref string) {
 
 	if held, err := e.HeldImages(t.Context()); err != nil || slices.Contains(held, id) {
 		t.Errorf("HeldImages after the release: %v, %v", held, err)
+	}
+}
+
+// testAccounts reads the users of an image twice. Nothing remains of it, nor of an interrupted
+// read.
+func testAccounts(t *testing.T, e Engine, ref string) {
+	t.Helper()
+	image, err := e.Image(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	reader := translate.NewReader(image.ID)
+	for range 2 {
+		if _, err := e.Create(t.Context(), reader); err != nil {
+			t.Fatal(err)
+		}
+
+		if err := e.RemoveReaders(t.Context()); err != nil {
+			t.Errorf("RemoveReaders: %v", err)
+		}
+		if id, _, err := e.FindByName(t.Context(), reader.Name); !errdefs.IsNotFound(err) {
+			t.Errorf("after RemoveReaders: %s, %v", id, err)
+		}
+
+		a, err := e.Accounts(t.Context(), image.ID)
+		if err != nil {
+			t.Fatalf("Accounts: %v", err)
+		}
+		if u, err := a.Resolve("0:12"); err != nil || u.UID != 0 || u.GID != 12 {
+			t.Errorf("user 0:12: %+v, %v", u, err)
+		}
+	}
+
+	if _, err := e.Accounts(t.Context(), model.ImageID("sha256:"+strings.Repeat("0", 64))); !errdefs.IsNotFound(err) {
+		t.Errorf("Accounts of an unknown image: %v", err)
 	}
 }
 

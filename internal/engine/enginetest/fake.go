@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -26,6 +27,12 @@ import (
 
 // PauseRef is the name of the sandbox image of a Fake.
 const PauseRef = "fake.local/pause:1"
+
+// Passwd and Group are the files of all images of a Fake.
+const (
+	Passwd = "root:x:0:0:root:/:/bin/sh\napp:x:1000:1001:app:/:/bin/sh\n"
+	Group  = "root:x:0:\napp:x:1001:\nextra:x:7777:app\n"
+)
 
 // Fake is an in-memory engine. Its containers pass through translate.Read, like the responses of a
 // real engine.
@@ -557,6 +564,31 @@ func (f *Fake) ReleaseImage(ctx context.Context, imageID model.ImageID) error {
 func (f *Fake) HeldImages(ctx context.Context) (ids []model.ImageID, err error) {
 	err = f.do(ctx, "held images", func() error { ids = slices.Collect(maps.Keys(f.held)); return nil })
 	return ids, err
+}
+
+// Accounts implements cri.Accounts. All images have the users of Passwd and Group.
+func (f *Fake) Accounts(ctx context.Context, imageID model.ImageID) (a *model.Accounts, err error) {
+	err = f.do(ctx, "accounts", func() error {
+		if f.imageID(string(imageID)) != imageID {
+			return fmt.Errorf("no such image %s: %w", imageID, errdefs.ErrNotFound)
+		}
+		a = &model.Accounts{}
+		return errors.Join(a.AddUsers(strings.NewReader(Passwd)), a.AddGroups(strings.NewReader(Group)))
+	})
+
+	return a, err
+}
+
+// RemoveReaders implements cri.Accounts.
+func (f *Fake) RemoveReaders(ctx context.Context) error {
+	return f.do(ctx, "remove readers", func() error {
+		for id, c := range f.containers {
+			if _, ok := translate.ImageOfReader(c.Name); ok {
+				delete(f.containers, id)
+			}
+		}
+		return nil
+	})
 }
 
 // PauseImage implements cri.Engine.
