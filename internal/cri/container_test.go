@@ -316,9 +316,13 @@ func TestCreateDirs(t *testing.T) {
 }
 
 // TestUnreadableUsers expects a container if the engine cannot open the image's files of users, and
-// an error without leftovers if it cannot tell.
+// for other failures an error without leftovers.
 func TestUnreadableUsers(t *testing.T) {
-	for kind, created := range map[error]int{errdefs.ErrInternal: 1, errdefs.ErrUnavailable: 0, errdefs.ErrDataLoss: 0} {
+	for kind, created := range map[error]int{
+		errdefs.ErrInternal:    1,
+		errdefs.ErrUnavailable: 0,
+		errdefs.ErrDataLoss:    0,
+	} {
 		t.Run(kind.Error(), func(t *testing.T) {
 			s, w := newService(t)
 			cfg := w.pod()

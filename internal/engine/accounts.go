@@ -60,7 +60,8 @@ func (c *accountCache) put(id model.ImageID, a *model.Accounts) {
 
 // Accounts returns the users and groups of an image. The first call for an image creates a
 // container, which is never started, reads the files from it (GET /containers/{id}/archive) and
-// removes it. Files that no image needs are DataLoss, and files that the engine cannot open Internal.
+// removes it. Files that no image needs are DataLoss, and files that the engine cannot open
+// Internal.
 func (e *Engine) Accounts(ctx context.Context, id model.ImageID) (*model.Accounts, error) {
 	if a := e.accounts.get(id); a != nil {
 		return a, nil

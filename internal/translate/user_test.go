@@ -12,6 +12,58 @@ import (
 	"cri-dockerd/internal/model"
 )
 
+func id64(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }
+
+// imageUserCases are containers of an image with the user app in the group extra.
+var imageUserCases = map[string]struct {
+	sc       *runtimeapi.LinuxContainerSecurityContext
+	image    string // its USER
+	unknown  bool   // the users of the image
+	groupAdd []string
+	recorded string
+}{
+	"root":              {sc: &runtimeapi.LinuxContainerSecurityContext{}, recorded: `{"uid":0,"gid":0,"groups":[0]}`},
+	"user of the image": {image: "app", recorded: `{"uid":1000,"gid":1001,"groups":[1001,7777]}`},
+	"user and group of the image": {
+		image:    "app:5",
+		groupAdd: []string{"7777"},
+		recorded: `{"uid":1000,"gid":5,"groups":[5,7777]}`,
+	},
+	"user": {
+		sc:       &runtimeapi.LinuxContainerSecurityContext{RunAsUser: id64(1000), SupplementalGroups: []int64{9}},
+		groupAdd: []string{"9"},
+		recorded: `{"uid":1000,"gid":1001,"groups":[1001,7777,9]}`,
+	},
+	"user and group": {
+		sc: &runtimeapi.LinuxContainerSecurityContext{
+			RunAsUser:          id64(1000),
+			RunAsGroup:         id64(5),
+			SupplementalGroups: []int64{9},
+		},
+		groupAdd: []string{"9", "7777"},
+		recorded: `{"uid":1000,"gid":5,"groups":[5,7777,9]}`,
+	},
+	"requested twice": {
+		sc: &runtimeapi.LinuxContainerSecurityContext{
+			RunAsUser:          id64(1000),
+			RunAsGroup:         id64(7777),
+			SupplementalGroups: []int64{7777},
+		},
+		groupAdd: []string{"7777"},
+		recorded: `{"uid":1000,"gid":7777,"groups":[7777]}`,
+	},
+	"strict": {
+		sc: &runtimeapi.LinuxContainerSecurityContext{
+			RunAsUser:                id64(1000),
+			RunAsGroup:               id64(5),
+			SupplementalGroupsPolicy: runtimeapi.SupplementalGroupsPolicy_Strict,
+		},
+		recorded: `{"uid":1000,"gid":5,"groups":[5]}`,
+	},
+	"unknown name":  {image: "nobody", recorded: "null"},
+	"unknown users": {unknown: true, image: "app", recorded: "null"},
+}
+
 // TestImageUsers checks Docker's groups and the recorded user of containers whose image has users.
 func TestImageUsers(t *testing.T) {
 	accounts := &model.Accounts{}
@@ -20,57 +72,10 @@ func TestImageUsers(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	id := func(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }
-	for name, c := range map[string]struct {
-		sc       *runtimeapi.LinuxContainerSecurityContext
-		image    string // its USER
-		unknown  bool   // the users of the image
-		groupAdd []string
-		recorded string
-	}{
-		"root":              {sc: &runtimeapi.LinuxContainerSecurityContext{}, recorded: `{"uid":0,"gid":0,"groups":[0]}`},
-		"user of the image": {image: "app", recorded: `{"uid":1000,"gid":1001,"groups":[1001,7777]}`},
-		"user and group of the image": {
-			image:    "app:5",
-			groupAdd: []string{"7777"},
-			recorded: `{"uid":1000,"gid":5,"groups":[5,7777]}`,
-		},
-		"user": {
-			sc:       &runtimeapi.LinuxContainerSecurityContext{RunAsUser: id(1000), SupplementalGroups: []int64{9}},
-			groupAdd: []string{"9"},
-			recorded: `{"uid":1000,"gid":1001,"groups":[1001,7777,9]}`,
-		},
-		"user and group": {
-			sc: &runtimeapi.LinuxContainerSecurityContext{
-				RunAsUser:          id(1000),
-				RunAsGroup:         id(5),
-				SupplementalGroups: []int64{9},
-			},
-			groupAdd: []string{"9", "7777"},
-			recorded: `{"uid":1000,"gid":5,"groups":[5,7777,9]}`,
-		},
-		"requested twice": {
-			sc: &runtimeapi.LinuxContainerSecurityContext{
-				RunAsUser:          id(1000),
-				RunAsGroup:         id(7777),
-				SupplementalGroups: []int64{7777},
-			},
-			groupAdd: []string{"7777"},
-			recorded: `{"uid":1000,"gid":7777,"groups":[7777]}`,
-		},
-		"strict": {
-			sc: &runtimeapi.LinuxContainerSecurityContext{
-				RunAsUser:                id(1000),
-				RunAsGroup:               id(5),
-				SupplementalGroupsPolicy: runtimeapi.SupplementalGroupsPolicy_Strict,
-			},
-			recorded: `{"uid":1000,"gid":5,"groups":[5]}`,
-		},
-		"unknown name":  {image: "nobody", recorded: "null"},
-		"unknown users": {unknown: true, image: "app", recorded: "null"},
-	} {
+	for name, c := range imageUserCases {
 		t.Run(name, func(t *testing.T) {
-			pod := &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "p", Namespace: "n", Uid: "u"}}
+			meta := &runtimeapi.PodSandboxMetadata{Name: "p", Namespace: "n", Uid: "u"}
+			pod := &runtimeapi.PodSandboxConfig{Metadata: meta}
 			cfg := &runtimeapi.ContainerConfig{
 				Metadata: &runtimeapi.ContainerMetadata{Name: "c"},
 				Linux:    &runtimeapi.LinuxContainerConfig{SecurityContext: c.sc},

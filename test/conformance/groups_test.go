@@ -13,24 +13,26 @@ import (
 	"cri-dockerd/test/engines"
 )
 
+type linuxContext = runtimeapi.LinuxContainerSecurityContext
+
 // imageGroupCases are users of a container with the groups of its first process, whose image has
 // the user app (1000, primary group 1000) in the group 7777.
 var imageGroupCases = []struct {
 	name         string
-	set          func(*runtimeapi.LinuxContainerSecurityContext)
+	set          func(*linuxContext)
 	uid, gid     int64
 	supplemental []int64
 }{
-	{"root", func(*runtimeapi.LinuxContainerSecurityContext) {}, 0, 0, []int64{0}},
-	{"name", func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUsername = "app" }, 1000, 1000, []int64{1000, 7777}},
-	{"user", func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUser = id64(1000) }, 1000, 1000, []int64{1000, 7777}},
-	{"user and group", func(sc *runtimeapi.LinuxContainerSecurityContext) {
+	{"root", func(*linuxContext) {}, 0, 0, []int64{0}},
+	{"name", func(sc *linuxContext) { sc.RunAsUsername = "app" }, 1000, 1000, []int64{1000, 7777}},
+	{"user", func(sc *linuxContext) { sc.RunAsUser = id64(1000) }, 1000, 1000, []int64{1000, 7777}},
+	{"user and group", func(sc *linuxContext) {
 		sc.RunAsUser, sc.RunAsGroup, sc.SupplementalGroups = id64(1000), id64(2000), []int64{1234}
 	}, 1000, 2000, []int64{1234, 2000, 7777}},
-	{"group of the image", func(sc *runtimeapi.LinuxContainerSecurityContext) {
+	{"group of the image", func(sc *linuxContext) {
 		sc.RunAsUser, sc.RunAsGroup, sc.SupplementalGroups = id64(1000), id64(7777), []int64{7777}
 	}, 1000, 7777, []int64{7777}},
-	{"unknown user", func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.RunAsUser = id64(3000) }, 3000, 0, []int64{0}},
+	{"unknown user", func(sc *linuxContext) { sc.RunAsUser = id64(3000) }, 3000, 0, []int64{0}},
 }
 
 func id64(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }
@@ -55,8 +57,8 @@ func TestImageGroups(t *testing.T) {
 				}
 
 				u := n.containerStatus(t, id).GetUser().GetLinux()
-				slices.Sort(u.GetSupplementalGroups())
-				if u.GetUid() != c.uid || u.GetGid() != c.gid || !slices.Equal(u.GetSupplementalGroups(), c.supplemental) {
+				groups := slices.Sorted(slices.Values(u.GetSupplementalGroups()))
+				if u.GetUid() != c.uid || u.GetGid() != c.gid || !slices.Equal(groups, c.supplemental) {
 					t.Errorf("user of the status: %v, want %d, %d, %v", u, c.uid, c.gid, c.supplemental)
 				}
 			})

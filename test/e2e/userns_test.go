@@ -45,8 +45,8 @@ const volumesReport = `0:3000 value
 0:0
 app="users"`
 
-// usersPod returns a pod with a user namespace and volumes of every kind that needs no driver. hosts
-// is a directory of the node with a file named single.
+// usersPod returns a pod with a user namespace and volumes of every kind that needs no driver.
+// hosts is a directory of the node with a file named single.
 func usersPod(hosts string) object {
 	path := func(name, path string) object { return object{"name": name, "mountPath": path} }
 	single := path("single", "/single")
