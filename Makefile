@@ -79,5 +79,5 @@ clean: ## remove what was built
 deps:
 	hack/install-deps.sh test
 engines: deps
-	hack/docker29.sh && $(if $(filter 20.10 29,$(ENGINE)),,hack/docker26.sh && )hack/kubernetes.sh kubelet && hack/cni-plugins.sh
+	hack/docker29.sh && $(if $(filter 20.10 29,$(ENGINE)),,hack/docker26.sh && )hack/criu.sh && hack/kubernetes.sh kubelet && hack/cni-plugins.sh
 .PHONY: help vm install uninstall conformance-node repo chaos load hang bench-heartbeat bench-starts bench-shim bench-containerd audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint style clean deps engines

@@ -41,6 +41,8 @@ var allowedImports = map[string][]string{
 	"internal/config":          {"internal/secret"},
 	"internal/engine/output":   {"internal/shim/annotation"},
 	"internal/engine/pause":    {},
+	"internal/engine/task":     {"internal/proc", "internal/rootonly"},
+	"internal/archive":         {},
 	"internal/cgroup":          {},
 	"internal/apparmor":        {},
 	"internal/systemd":         {},
@@ -50,9 +52,9 @@ var allowedImports = map[string][]string{
 	"internal/stats":           {"internal/cgroup"},
 	"internal/engine/tolerant": {},
 	"internal/engine": {
-		"internal/cgroup", "internal/engine/output", "internal/engine/pause", "internal/engine/tolerant",
-		"internal/keylock", "internal/model", "internal/secret", "internal/systemd", "internal/text",
-		"internal/translate",
+		"internal/archive", "internal/cgroup", "internal/engine/output", "internal/engine/pause",
+		"internal/engine/task", "internal/engine/tolerant", "internal/keylock", "internal/model", "internal/proc",
+		"internal/secret", "internal/systemd", "internal/text", "internal/translate",
 	},
 	"internal/view": {"internal/engine"},
 	"internal/podstats": {
@@ -68,8 +70,8 @@ var allowedImports = map[string][]string{
 	"internal/logs":   {"internal/logs/driver"},
 	"internal/stream": {"internal/connlimit", "internal/engine"},
 	"internal/cri": {
-		"internal/engine", "internal/keylock", "internal/podnet", "internal/podstats", "internal/text",
-		"internal/translate", "internal/undo", "internal/validate", "internal/view", "internal/wire",
+		"internal/archive", "internal/engine", "internal/keylock", "internal/podnet", "internal/podstats",
+		"internal/text", "internal/translate", "internal/undo", "internal/validate", "internal/view", "internal/wire",
 	},
 	"internal/rpc": {
 		"internal/connlimit", "internal/secret", "internal/text", "internal/wire",
@@ -147,9 +149,13 @@ var restricted = map[string]struct {
 		[]string{"internal/podnet"},
 		"only podnet uses CNI",
 	},
-	"github.com/containerd/containerd": {
+	"github.com/containerd/containerd/v2": {
 		[]string{"internal/shim/server", "internal/shim/task", "internal/shim/sandbox", "internal/shim/idmap"},
 		"only the shim server uses containerd's packages",
+	},
+	"github.com/containerd/containerd/api": {
+		[]string{"internal/shim/server", "internal/shim/task", "internal/engine/task"},
+		"only the shim server and its client use the messages of containerd's shims",
 	},
 	"k8s.io/cri-streaming": {
 		[]string{"internal/stream"},
@@ -192,7 +198,7 @@ var restricted = map[string]struct {
 
 // banned lists packages the daemon must not link, directly or indirectly.
 var banned = []string{"k8s.io/kubernetes", "k8s.io/client-go", "k8s.io/apimachinery", "k8s.io/api/",
-	"github.com/docker/docker/", "github.com/containerd/containerd/", "github.com/containerd/cgroups/"}
+	"github.com/docker/docker/", "github.com/containerd/containerd/v2/", "github.com/containerd/cgroups/"}
 
 type pkg struct {
 	ImportPath string

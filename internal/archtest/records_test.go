@@ -41,6 +41,7 @@ var pidUsers = map[string]string{
 	"internal/cri/recover.go":                "checks for a process",
 	"internal/cri/joining.go":                "Pins.Joined verifies the process",
 	"internal/cri/sandbox_status.go":         "reports it",
+	"internal/engine/checkpoint.go":          "task.Checkpoint verifies the process",
 	"internal/engine/enginetest/contract.go": "checks for one",
 	"internal/engine/enginetest/fake.go":     "has no processes",
 	"internal/engine/limits.go":              "Kernel.FindGroup verifies the process",

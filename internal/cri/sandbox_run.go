@@ -361,4 +361,4 @@ func (s *Service) writeResolvConf(sb *model.Sandbox, cfg *runtimeapi.PodSandboxC
 }
 
 // isReady reports whether a pod has everything RunPodSandbox provides.
-func (s *Service) isReady(sb *model.Sandbox) bool { return sb.Ready() && s.Network.IsConnected(sb) }
+func (d *Deps) isReady(sb *model.Sandbox) bool { return sb.Ready() && d.Network.IsConnected(sb) }

@@ -249,22 +249,23 @@ type Reclaimer interface {
 
 // Deps lists the dependencies and settings of a Service. All parts are required.
 type Deps struct {
-	Log       *slog.Logger
-	Engine    Engine
-	Images    Images
-	Accounts  Accounts
-	View      View
-	States    EngineStates
-	Updates   Updates
-	ImageView ImageView
-	Network   Network
-	Node      NodeNetwork
-	Reclaimer Reclaimer
-	Logs      Logs
-	Stats     Stats
-	Volumes   Volumes
-	Streams   Streams
-	AppArmor  AppArmor
+	Log         *slog.Logger
+	Engine      Engine
+	Images      Images
+	Accounts    Accounts
+	Checkpoints Checkpoints
+	View        View
+	States      EngineStates
+	Updates     Updates
+	ImageView   ImageView
+	Network     Network
+	Node        NodeNetwork
+	Reclaimer   Reclaimer
+	Logs        Logs
+	Stats       Stats
+	Volumes     Volumes
+	Streams     Streams
+	AppArmor    AppArmor
 	// EngineNetNS is the reason to let the engine create all pod network namespaces. If it is
 	// empty, the daemon creates them where possible.
 	EngineNetNS string
@@ -277,9 +278,10 @@ type Service struct {
 	*imageService
 	*gate
 	Deps
-	volumes *imageVolumes
-	joining joining
-	starts  starts
+	volumes     *imageVolumes
+	checkpoints *checkpointing
+	joining     joining
+	starts      starts
 
 	encodedSandboxes  *encodings[model.Sandbox]
 	encodedContainers *encodings[model.Container]
@@ -301,6 +303,7 @@ func New(d Deps) *Service {
 		imageService: &imageService{gate: g, images: d.ImageView, store: d.Images, stats: d.Stats, volumes: volumes},
 		gate:         g,
 		volumes:      volumes,
+		checkpoints:  &checkpointing{gate: g, store: d.Checkpoints, running: keylock.New()},
 		Deps:         d,
 		joining:      joining{configured: d.EngineNetNS, timeout: joinDeadline},
 		starts:       starts{running: map[model.ContainerID]bool{}, late: map[model.ContainerID]bool{}},

@@ -399,6 +399,7 @@ func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 		Engine:      w.engine,
 		Images:      w.engine,
 		Accounts:    w.engine,
+		Checkpoints: w.engine,
 		View:        view,
 		States:      view,
 		Updates:     view,

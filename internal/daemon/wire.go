@@ -277,6 +277,7 @@ func (p *parts) openService() error {
 		Engine:      p.engine,
 		Images:      p.engine,
 		Accounts:    p.engine,
+		Checkpoints: p.engine,
 		View:        p.view,
 		States:      p.view,
 		Updates:     p.view,

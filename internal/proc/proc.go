@@ -241,6 +241,21 @@ func (d Dir) InCgroup(id string) bool {
 	return err == nil && id != "" && bytes.Contains(b, []byte(id))
 }
 
+// Parent returns the PID of the parent process (proc_pid_stat(5), field 4).
+func (d Dir) Parent() (int, error) {
+	stat, err := d.ReadFile("stat", maxStatus)
+	if err != nil {
+		return 0, err
+	}
+
+	fields := statFields(stat)
+	if len(fields) < 2 {
+		return 0, fmt.Errorf("%s: no parent", d.f.Name())
+	}
+
+	return strconv.Atoi(fields[1])
+}
+
 // identify returns the identity of a process of root in the namespaces of self, or ErrForeign.
 func (d Dir) identify(self Dir, f FS) (identity, error) {
 	var id identity

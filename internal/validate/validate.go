@@ -81,13 +81,16 @@ func Request(req any) error {
 	return p.err
 }
 
-// simple checks requests with a single ID, or with a filter.
+// simple checks requests with a single ID and few other fields, or with a filter.
 func (p *problems) simple(req any) {
 	if r, ok := req.(interface{ GetPodSandboxId() string }); ok {
 		p.id("pod_sandbox_id", r.GetPodSandboxId())
 	}
 	if r, ok := req.(interface{ GetContainerId() string }); ok {
 		p.id("container_id", r.GetContainerId())
+	}
+	if r, ok := req.(interface{ GetLocation() string }); ok {
+		p.mountPath("location", r.GetLocation())
 	}
 	if r, ok := req.(interface{ GetTimeout() int64 }); ok && r.GetTimeout() < 0 {
 		p.add("timeout", "%d must not be negative", r.GetTimeout())

@@ -56,10 +56,9 @@ func TestStatus(t *testing.T) {
 // TestUnimplementedNamesTheMethod checks the error of an RPC without an implementation.
 func TestUnimplementedNamesTheMethod(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {
-		_, err := n.Runtime.CheckpointContainer(t.Context(),
-			&runtimeapi.CheckpointContainerRequest{ContainerId: "0123"})
-		if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "CheckpointContainer") {
-			t.Errorf("CheckpointContainer: %v", err)
+		_, err := n.Runtime.CheckpointPod(t.Context(), &runtimeapi.CheckpointPodRequest{PodSandboxId: "0123"})
+		if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "CheckpointPod") {
+			t.Errorf("CheckpointPod: %v", err)
 		}
 	})
 }

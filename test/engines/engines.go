@@ -180,6 +180,19 @@ func (e *Engine) extraPrograms(tb TB, wrapper string) {
 	}
 }
 
+// InstallCRIU adds criu to the programs that containerd and its shims find (hack/criu.sh).
+func (e *Engine) InstallCRIU(tb TB) {
+	tb.Helper()
+	program := filepath.Join(Cache(), "criu", "criu")
+	_, err := os.Stat(program)
+	if err == nil {
+		err = os.Symlink(program, filepath.Join(e.Dir, "bin", "criu"))
+	}
+	if err != nil {
+		tb.Fatalf("criu: %v; run hack/criu.sh", err)
+	}
+}
+
 // ShimPrograms are the programs of this project's containerd shim. containerd finds the first in
 // its PATH.
 var ShimPrograms = []string{"containerd-shim-cri-dockerd-v1", "containerd-shim-cri-dockerd-server"}

@@ -3,6 +3,7 @@
 package enginetest
 
 import (
+	"archive/tar"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -10,6 +11,8 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -569,7 +572,8 @@ func (f *Fake) HeldImages(ctx context.Context) (ids []model.ImageID, err error) 
 // Accounts implements cri.Accounts. All images have the users of Passwd and Group.
 func (f *Fake) Accounts(ctx context.Context, imageID model.ImageID) (a *model.Accounts, err error) {
 	err = f.do(ctx, "accounts", func() error {
-		if f.imageID(string(imageID)) != imageID {
+		known := func(i *model.Image) bool { return i.ID == imageID }
+		if !slices.ContainsFunc(slices.Collect(maps.Values(f.images)), known) {
 			return fmt.Errorf("no such image %s: %w", imageID, errdefs.ErrNotFound)
 		}
 		a = &model.Accounts{}
@@ -589,6 +593,25 @@ func (f *Fake) RemoveReaders(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+// Checkpoint implements cri.Checkpoints.
+func (f *Fake) Checkpoint(ctx context.Context, c *model.Container, images, work string) error {
+	return f.do(ctx, "checkpoint", func() error {
+		dir, err := os.OpenRoot(work)
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+
+		return errors.Join(dir.WriteFile(filepath.Base(images)+"/pages-1.img", []byte("pages"), 0o600),
+			dir.WriteFile("dump.log", []byte("Error (criu/fake.c:1): none\n"), 0o600))
+	})
+}
+
+// WriteLayer implements cri.Checkpoints.
+func (f *Fake) WriteLayer(ctx context.Context, _ model.ContainerID, w io.Writer) error {
+	return f.do(ctx, "layer", func() error { return tar.NewWriter(w).Close() })
 }
 
 // PauseImage implements cri.Engine.

@@ -288,14 +288,6 @@ func (s *Service) Resume(ctx context.Context, r *api.ResumeRequest) (*emptypb.Em
 	return &emptypb.Empty{}, nil
 }
 
-// Checkpoint writes a checkpoint of a container.
-func (s *Service) Checkpoint(ctx context.Context, r *api.CheckpointTaskRequest) (*emptypb.Empty, error) {
-	if p := s.pause(r.ID); p != nil {
-		return nil, refuse("checkpoint of pause %s: it has no state", r.ID)
-	}
-	return s.TTRPCTaskService.Checkpoint(ctx, r)
-}
-
 // ResizePty changes the size of a terminal.
 func (s *Service) ResizePty(ctx context.Context, r *api.ResizePtyRequest) (*emptypb.Empty, error) {
 	if p := s.pause(r.ID); p != nil {

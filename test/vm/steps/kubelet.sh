@@ -1,14 +1,19 @@
-# Limits set by a kubelet with MemoryQoS, LimitedSwap and the static CPU policy reach the kernel and stay: over reloads of
-# systemd, restarts of the daemon, the kubelet's own updates, and a resize.
+# Limits set by a kubelet with MemoryQoS, LimitedSwap, huge pages and the static CPU policy reach the kernel and stay: over
+# reloads of systemd, restarts of the daemon, the kubelet's own updates, and a resize.
 . ./lib.sh
 
 # One CPU is reserved, one is pinned, and the others are for all other pods.
 [ "$(nproc)" -ge 3 ] || fail "the node has $(nproc) CPUs, three are required"
-bash -eu ./kubelet-up.sh 'featureGates: {MemoryQoS: true}' 'cpuManagerPolicy: static' 'reservedSystemCPUs: "0"'
+sysctl -qw vm.nr_hugepages=16
+[ "$(sysctl -n vm.nr_hugepages)" = 16 ] || fail "the node has no memory for 16 huge pages"
+bash -eu ./kubelet-up.sh 'featureGates: {MemoryQoS: true}' 'memoryThrottlingFactor: 0.9' \
+	'memoryReservationPolicy: TieredReservation' 'cpuManagerPolicy: static' 'reservedSystemCPUs: "0"'
 trap 'kubectl delete pod --all --grace-period=0 --force > /dev/null 2>&1; systemctl stop vm-kubelet vm-apiserver vm-etcd' EXIT
 
-# pod NAME RESOURCES
+# pod NAME RESOURCES [VOLUME COMMAND]: the volume is mounted at /volume
 pod() {
+	local volume=${3:-} check=${4:-true}
+	[ -n "$volume" ] || volume='{}'
 	kubectl apply -f - <<END
 apiVersion: v1
 kind: Pod
@@ -22,13 +27,17 @@ spec:
   - name: main
     image: busybox:latest
     imagePullPolicy: Never
-    command: [sleep, "1000000"]
+    command: [sh, -c, "$check && sleep 1000000"]
     resources: $2
+    volumeMounts: [{name: volume, mountPath: /volume}]
+  volumes: [{name: volume, emptyDir: $volume}]
 END
 }
 pod pinned '{requests: {cpu: 1, memory: 64Mi}, limits: {cpu: 1, memory: 64Mi}}'
 pod burst '{requests: {cpu: 100m, memory: 32Mi}, limits: {cpu: 300m, memory: 128Mi}}'
-await 300 kubectl wait --for=condition=Ready pod/pinned pod/burst --timeout=10s
+pod huge '{requests: {memory: 32Mi}, limits: {memory: 32Mi, hugepages-2Mi: 8Mi}}' '{medium: HugePages}' \
+	'grep -q /volume.hugetlbfs.*pagesize=2M /proc/mounts'
+await 300 kubectl wait --for=condition=Ready pod/pinned pod/burst pod/huge --timeout=10s
 
 # expect POD FILE VALUE
 expect() {
@@ -63,14 +72,18 @@ expect_pinned() {
 }
 # page BYTES: rounds down to pages
 page() { echo $(($1 / 4096 * 4096)); }
-total=$(awk '/^MemTotal:/ { print $2 * 1024 }' /proc/meminfo)
-swap=$(awk '/^SwapTotal:/ { print $2 * 1024 }' /proc/meminfo)
+total=$(awk '/^MemTotal:/ { printf "%.0f", $2 * 1024 }' /proc/meminfo)
+swap=$(awk '/^SwapTotal:/ { printf "%.0f", $2 * 1024 }' /proc/meminfo)
 mib=1048576
 
 expect_all() {
 	expect pinned memory.max $((64 * mib))
 	expect pinned memory.swap.max 0
 	expect pinned memory.oom.group 1
+	expect pinned memory.min $((64 * mib)) # MemoryQoS
+	expect burst memory.low $((32 * mib))
+	expect huge hugetlb.2MB.max $((8 * mib))
+	expect huge memory.oom.group 1
 	expect burst memory.max $((128 * mib))
 	# MemoryQoS: the request and 90 % of the rest
 	expect burst memory.high "$(page $((32 * mib + 96 * mib * 9 / 10)))"
@@ -82,13 +95,13 @@ expect_all() {
 }
 wrong=
 expect_all
-values pinned > /tmp/pinned.values
-values burst > /tmp/burst.values
-cat /tmp/pinned.values /tmp/burst.values
+for pod in pinned burst huge; do
+	values $pod | tee /tmp/$pod.values
+done
 
 # same EVENT: the values are as before
 same() {
-	for pod in pinned burst; do
+	for pod in pinned burst huge; do
 		if ! values $pod | diff /tmp/$pod.values - > /tmp/values.diff; then
 			echo "WRONG: $pod after $1:"
 			cat /tmp/values.diff
@@ -103,7 +116,8 @@ systemctl daemon-reexec
 sleep 5
 same "systemctl daemon-reexec"
 systemctl restart cri-docker
-await 60 cri-dockerd check --timeout 60s
+ready() { cri-dockerd check --timeout 60s | grep -q '^ok *runtime-ready'; }
+await 120 ready
 sleep 25 # two reconciliations of the CPU manager
 same "a restart of the daemon"
 

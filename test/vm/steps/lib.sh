@@ -37,7 +37,7 @@ values() {
 	local dir
 	dir=$(group "$1")
 	for f in memory.max memory.high memory.min memory.low memory.swap.max memory.oom.group cpu.max cpu.weight \
-		cpuset.cpus.effective pids.max; do
+		cpuset.cpus.effective pids.max hugetlb.2MB.max; do
 		echo "$f $(cat "$dir/$f")"
 	done
 }
