@@ -4,7 +4,8 @@ export GOFLAGS ?= -buildvcs=false
 VERSION ?= 1.0.0-dev
 COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 # Without grpcnotrace, gRPC links html/template, and with it every exported method of the program: 4 MB.
-TAGS = grpcnotrace
+# Without nri_no_wasm, NRI links a WebAssembly runtime.
+TAGS = grpcnotrace nri_no_wasm
 BIN ?= bin/cri-dockerd
 PREFIX ?= /usr/local
 help: ## this list

@@ -70,6 +70,10 @@ func (s *Service) create(ctx context.Context, sandboxID string, create *translat
 		_, err = s.runningSandbox(sandboxID)
 	}
 
+	if err == nil {
+		err = s.hooks.create(ctx, id)
+	}
+
 	if errdefs.IsAlreadyExists(err) {
 		return "", err // another container owns the name and keeps it
 	}
@@ -89,6 +93,10 @@ func (s *Service) translateContainer(
 	cfg, nothing := r.GetConfig(), func() {}
 	sb, err := s.runningSandbox(r.GetPodSandboxId())
 	if err != nil {
+		return nil, nothing, err
+	}
+
+	if err := s.checkVisible("sandbox", sb.ID); err != nil {
 		return nil, nothing, err
 	}
 
@@ -134,6 +142,7 @@ func (s *Service) translateContainer(
 		SeccompProfile: profile,
 		Log:            log,
 		ImageVolumes:   volumes,
+		Plugins:        s.hooks != nil,
 	})
 
 	return create, done, err

@@ -16,6 +16,7 @@ type ContainerOptions struct {
 	Log            model.LogConfig
 	Image          *model.Image
 	SeccompProfile string // content of SeccompFile
+	Plugins        bool   // NRI plugins must see the container
 	// ImageVolumes are the image mounts of the configuration, by their index among its mounts.
 	ImageVolumes map[int]model.ImageVolume
 }
@@ -102,6 +103,7 @@ func containerLabels(
 			LogPath:      LogPath(cfg, pod),
 			ImageVolumes: imageVolumes(cfg, o),
 			Limits:       limits,
+			Plugins:      o.Plugins,
 		},
 	}
 

@@ -45,6 +45,8 @@ type sandboxRecord struct {
 	OwnNetNS bool `json:"ownNetNS,omitempty"`
 	// UserNS is the pod's user namespace, nil for the node's.
 	UserNS *runtimeapi.UserNamespace `json:"userns,omitempty"`
+	// Plugins is set if NRI plugins must see the pod.
+	Plugins bool `json:"plugins,omitempty"`
 	model.PodResources
 }
 
@@ -56,6 +58,8 @@ type containerRecord struct {
 	LogPath      string              `json:"logPath,omitempty"`
 	ImageVolumes []model.ImageVolume `json:"imageVolumes,omitempty"`
 	Limits       model.KernelLimits  `json:"limits,omitzero"`
+	// Plugins is set if NRI plugins must see the container.
+	Plugins bool `json:"plugins,omitempty"`
 }
 
 // write returns Docker's labels: the record, and the labels for other tools. A record over
