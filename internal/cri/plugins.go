@@ -152,9 +152,9 @@ func (h *hooks) complete(id model.ContainerID, a *nri.Adjustment) error {
 	return nil
 }
 
-// create announces a container, applies the adjustments of plugins, and makes the container visible.
-// Updates of other containers follow. On error the caller removes the container, which announces
-// that, too.
+// create announces a container, applies the adjustments of plugins, and makes the container
+// visible. Updates of other containers follow. On error the caller removes the container, which
+// announces that, too.
 func (h *hooks) create(ctx context.Context, id model.ContainerID) error {
 	if h == nil {
 		return nil
@@ -207,8 +207,8 @@ func (h *hooks) announceLate(ctx context.Context, e nri.Event, p nri.Pod, c *mod
 	}
 }
 
-// apply carries out the adjustments that Docker's API can express. The shim carries out all of them,
-// at the start.
+// apply carries out the adjustments that Docker's API can express. The shim carries out all of
+// them, at the start.
 func (h *hooks) apply(ctx context.Context, c *model.Container, a *nri.Adjustment) error {
 	if only := a.NeedsShim(); len(only) > 0 && c.Plugged.Directory == "" {
 		return fmt.Errorf("%s: Docker's API cannot express it; the pod must run under the containerd shim "+

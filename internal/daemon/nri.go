@@ -19,8 +19,8 @@ func (p *parts) adjustments() string {
 	return p.cfg.Adjustments()
 }
 
-// openNRI opens the record of objects whose NRI plugins have completed, also of a former daemon, and
-// creates the server of plugins.
+// openNRI opens the record of objects whose NRI plugins have completed, also of a former daemon,
+// and creates the server of plugins.
 func (p *parts) openNRI() (err error) {
 	if p.nriStore, err = nri.OpenStore(p.cfg.Adjustments()); err != nil {
 		return err

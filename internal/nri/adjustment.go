@@ -20,8 +20,8 @@ type Adjustment struct {
 // reservedAnnotations are the prefixes of annotations for the containerd shim.
 var reservedAnnotations = []string{"io.cri-dockerd.", "io.containerd."}
 
-// newAdjustment checks the adjustments of plugins. It rejects those that neither Docker nor the shim
-// can carry out.
+// newAdjustment checks the adjustments of plugins. It rejects those that neither Docker nor the
+// shim can carry out.
 func newAdjustment(m *api.ContainerAdjustment) (*Adjustment, error) {
 	prune(m)
 	if m == nil || proto.Size(m) == 0 {

@@ -36,8 +36,8 @@ func toPod(p Pod) *api.PodSandbox {
 	}
 }
 
-// cgroupsPath returns the control group of a container in the form of the OCI runtime specification,
-// as Docker sets it.
+// cgroupsPath returns the control group of a container in the form of the OCI runtime
+// specification, as Docker sets it.
 func (h Host) cgroupsPath(parent string, id model.ContainerID) string {
 	if h.UsesSystemd {
 		return parent + ":docker:" + string(id)
@@ -85,8 +85,8 @@ func containerNamespaces(sb *model.Sandbox) []*api.LinuxNamespace {
 	return out
 }
 
-// toContainer returns a container as plugins see it. A container from the engine's list alone has no
-// process and no limits.
+// toContainer returns a container as plugins see it. A container from the engine's list alone has
+// no process and no limits.
 func toContainer(p Pod, c *model.Container) *api.Container {
 	out := &api.Container{
 		Id:            string(c.ID),

@@ -102,7 +102,8 @@ type Response struct {
 }
 
 // Create relays the creation of a container, and returns its adjustments and the updates of other
-// containers. The plugins' adjustments may conflict, or a plugin may reject them: FailedPrecondition.
+// containers. The plugins' adjustments may conflict, or a plugin may reject them:
+// FailedPrecondition.
 func (r *Runtime) Create(ctx context.Context, p Pod, c *model.Container) (*Response, error) {
 	ctx, evictions := withEvictions(ctx)
 	resp, err := r.adaptation.CreateContainer(ctx, &api.CreateContainerRequest{

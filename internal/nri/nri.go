@@ -18,7 +18,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/nri/pkg/adaptation"
 	"github.com/containerd/nri/pkg/api"
-	nrilog "github.com/containerd/nri/pkg/log"
 	"github.com/containerd/ttrpc"
 
 	"cri-dockerd/internal/model"
@@ -62,7 +61,7 @@ type Runtime struct {
 // New returns a Runtime. It connects no plugin before Start.
 func New(cfg Config) (*Runtime, error) {
 	r := &Runtime{cfg: cfg, metrics: newMetrics(), started: make(chan struct{})}
-	nrilog.Set(logger{cfg.Log})
+	setLog(cfg.Log)
 	adaptation.SetPluginRegistrationTimeout(cfg.RegistrationTimeout)
 	adaptation.SetPluginRequestTimeout(cfg.RequestTimeout)
 
@@ -111,8 +110,8 @@ func (r *Runtime) Close() error {
 	return nil
 }
 
-// checkPlugins returns an error if somebody else than root can change a plugin: plugins run as root.
-// A missing directory has none.
+// checkPlugins returns an error if somebody else than root can change a plugin: plugins run as
+// root. A missing directory has none.
 func checkPlugins(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -211,8 +210,8 @@ func (r *Runtime) update(ctx context.Context, updates []*api.ContainerUpdate) ([
 	return out, nil
 }
 
-// fail returns the error of an event. The text of plugins is bounded. Unless the caller has given up,
-// the kind is FailedPrecondition.
+// fail returns the error of an event. The text of plugins is bounded. Unless the caller has given
+// up, the kind is FailedPrecondition.
 func fail(ctx context.Context, event string, id model.ContainerID, err error) error {
 	if err == nil {
 		return nil

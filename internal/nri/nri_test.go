@@ -53,6 +53,7 @@ func TestNeedsShim(t *testing.T) {
 	r := func(r *api.LinuxResources) *api.ContainerAdjustment {
 		return l(&api.LinuxContainerAdjustment{Resources: r})
 	}
+	rdt := func(r *api.LinuxRdt) *api.ContainerAdjustment { return l(&api.LinuxContainerAdjustment{Rdt: r}) }
 	tests := map[string]*api.ContainerAdjustment{
 		"Annotations":         {Annotations: map[string]string{"a": "b"}},
 		"Mounts":              {Mounts: []*api.Mount{{Destination: "/x"}}},
@@ -68,9 +69,9 @@ func TestNeedsShim(t *testing.T) {
 		"Sysctl":              l(&api.LinuxContainerAdjustment{Sysctl: map[string]string{"a": "b"}}),
 		"LinuxNetDevices":     l(&api.LinuxContainerAdjustment{NetDevices: map[string]*api.LinuxNetDevice{"e": {}}}),
 		"LinuxSched":          l(&api.LinuxContainerAdjustment{Scheduler: &api.LinuxScheduler{}}),
-		"RdtClosID":           l(&api.LinuxContainerAdjustment{Rdt: &api.LinuxRdt{ClosId: api.String("x")}}),
-		"RdtSchemata":         l(&api.LinuxContainerAdjustment{Rdt: &api.LinuxRdt{Schemata: api.RepeatedString([]string{"x"})}}),
-		"RdtEnableMonitoring": l(&api.LinuxContainerAdjustment{Rdt: &api.LinuxRdt{EnableMonitoring: api.Bool(true)}}),
+		"RdtClosID":           rdt(&api.LinuxRdt{ClosId: api.String("x")}),
+		"RdtSchemata":         rdt(&api.LinuxRdt{Schemata: api.RepeatedString([]string{"x"})}),
+		"RdtEnableMonitoring": rdt(&api.LinuxRdt{EnableMonitoring: api.Bool(true)}),
 		"MemoryPolicy":        l(&api.LinuxContainerAdjustment{MemoryPolicy: &api.LinuxMemoryPolicy{}}),
 		"MemReservation":      r(&api.LinuxResources{Memory: &api.LinuxMemory{Reservation: api.Int64(1)}}),
 		"MemKernelLimit":      r(&api.LinuxResources{Memory: &api.LinuxMemory{Kernel: api.Int64(1)}}),

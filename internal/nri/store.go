@@ -25,8 +25,8 @@ type Store struct {
 	complete map[model.ContainerID]bool
 }
 
-// OpenStore reads the names of the files in a directory. Only root may be able to change it. It need
-// not exist.
+// OpenStore reads the names of the files in a directory. Only root may be able to change it. It
+// need not exist.
 func OpenStore(dir string) (*Store, error) {
 	s := &Store{dir: dir, complete: map[model.ContainerID]bool{}}
 	entries, err := os.ReadDir(dir)

@@ -2,8 +2,8 @@ package view
 
 import "cri-dockerd/internal/model"
 
-// Conceal sets the rule for objects that exist at the engine, but not for users of the view yet. The
-// rule is asked once for each object, when the view first reads it. A concealed object is in
+// Conceal sets the rule for objects that exist at the engine, but not for users of the view yet.
+// The rule is asked once for each object, when the view first reads it. A concealed object is in
 // Sandbox, Container, Sandboxes, Containers and ContainersOf, but not in Pod, and has no changes.
 // The rule must not block. Call Conceal before Run.
 func (v *View) Conceal(rule func(model.Object) bool) {

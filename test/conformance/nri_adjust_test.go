@@ -49,7 +49,8 @@ func TestNRIResources(t *testing.T) {
 			if got := n.procStatus(t, c, "Cpus_allowed_list"); got != "0" {
 				t.Errorf("%s: CPUs %q, want 0", when, got)
 			}
-			limit := n.exec(t, c, "sh", "-c", "cd /sys/fs/cgroup; cat memory.max memory/memory.limit_in_bytes 2>/dev/null; true")
+			limit := n.exec(t, c, "sh", "-c",
+				"cd /sys/fs/cgroup; cat memory.max memory/memory.limit_in_bytes 2>/dev/null; true")
 			if limit != fmt.Sprintln(77<<20) {
 				t.Errorf("%s: memory limit %q, want %d", when, limit, 77<<20)
 			}
@@ -100,7 +101,8 @@ func fullAdjustment(directory string) *api.ContainerAdjustment {
 func TestNRIAdjustments(t *testing.T) {
 	eachNRI(t, func(t *testing.T, n *node) {
 		dir := filepath.Join(n.eng.Dir, "plugin")
-		if err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(filepath.Join(dir, "f"), []byte("x"), 0o644)); err != nil {
+		err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(filepath.Join(dir, "f"), []byte("x"), 0o644))
+		if err != nil {
 			t.Fatal(err)
 		}
 
@@ -134,7 +136,9 @@ func TestNRIAdjustments(t *testing.T) {
 		}
 
 		c := created.ContainerId
-		if _, err := n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c}); err != nil {
+		if _, err := n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{
+			ContainerId: c,
+		}); err != nil {
 			t.Fatal(err)
 		}
 
@@ -194,8 +198,8 @@ func TestNRIRefusedAdjustments(t *testing.T) {
 	})
 }
 
-// TestNRIUpdates lets a plugin change updates of the kubelet, update another container in responses,
-// and update and evict containers by itself.
+// TestNRIUpdates lets a plugin change updates of the kubelet, update another container in
+// responses, and update and evict containers by itself.
 func TestNRIUpdates(t *testing.T) {
 	eachNRI(t, func(t *testing.T, n *node) {
 		update := func(id string, shares uint64) *api.ContainerUpdate {
@@ -239,7 +243,9 @@ func TestNRIUpdates(t *testing.T) {
 		}
 		shares(c, 900)
 
-		if _, err := n.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: c}); err != nil {
+		if _, err := n.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{
+			ContainerId: c,
+		}); err != nil {
 			t.Errorf("StopContainer: %v", err)
 		}
 		shares(other, 779)

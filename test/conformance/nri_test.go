@@ -237,7 +237,7 @@ func TestNRITimeout(t *testing.T) {
 	}, "--nri-plugin-request-timeout=1s")
 }
 
-// TestNRIVisibility looks for pod and container while plugins handle their creation.
+// TestNRIVisibility lists pods and containers while plugins handle their creation.
 func TestNRIVisibility(t *testing.T) {
 	eachNRI(t, func(t *testing.T, n *node) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -251,7 +251,7 @@ func TestNRIVisibility(t *testing.T) {
 		}
 
 		var seen []string
-		look := func(id string) {
+		inspect := func(id string) {
 			pods, err := n.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 			containers, listErr := n.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
 			if err = errors.Join(err, listErr); err != nil {
@@ -274,17 +274,17 @@ func TestNRIVisibility(t *testing.T) {
 				seen = append(seen, "status of "+id)
 			}
 		}
-		p := newPlugin(10, "looking")
+		p := newPlugin(10, "inspecting")
 		p.onEvent = func(name string, pod *api.PodSandbox, _ *api.Container) error {
 			if name == "RunPodSandbox" {
-				look(pod.GetId())
+				inspect(pod.GetId())
 			}
 			return nil
 		}
 		p.onCreate = func(
 			pod *api.PodSandbox, c *api.Container,
 		) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
-			look(c.GetId())
+			inspect(c.GetId())
 			seen = slices.DeleteFunc(seen, func(s string) bool { return s == pod.GetId() })
 			return nil, nil, nil
 		}

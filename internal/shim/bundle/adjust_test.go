@@ -15,8 +15,8 @@ import (
 	"cri-dockerd/internal/shim/annotation"
 )
 
-// adjusted returns the spec after Apply with these adjustments of plugins. Without adjustments there
-// is no file.
+// adjusted returns the spec after Apply with these adjustments of plugins. Without adjustments
+// there is no file.
 func adjusted(t *testing.T, spec m, a *api.ContainerAdjustment, isPod bool) (m, error) {
 	t.Helper()
 	id, root := strings.Repeat("ab", 32), t.TempDir()
@@ -73,7 +73,6 @@ func adjustableSpec() m {
 // adjustments has one adjustment of each kind.
 func adjustments() map[string]adjustmentTest {
 	return map[string]adjustmentTest{
-		"args": {&api.ContainerAdjustment{Args: []string{"true"}}, "process.args", `["true"]`},
 		"env": {
 			&api.ContainerAdjustment{Env: []*api.KeyValue{{Key: "A", Value: "x"}, {Key: "-B"}, {Key: "C", Value: "y"}}},
 			"process.env", `["A=x","C=y"]`,
@@ -94,16 +93,16 @@ func adjustments() map[string]adjustmentTest {
 			"hooks.createRuntime", `[{"args":["h"],"path":"/h"}]`,
 		},
 		"devices": {
-			linux(&api.LinuxContainerAdjustment{Devices: []*api.LinuxDevice{{Path: "/dev/x", Type: "c", Major: 1, Minor: 3}}}),
+			linux(&api.LinuxContainerAdjustment{
+				Devices: []*api.LinuxDevice{{Path: "/dev/x", Type: "c", Major: 1, Minor: 3}},
+			}),
 			"linux.devices", `[{"major":1,"minor":3,"path":"/dev/x","type":"c"}]`,
 		},
 		"sysctl": {
-			linux(&api.LinuxContainerAdjustment{Sysctl: map[string]string{"net.x": "1"}}), "linux.sysctl", `{"net.x":"1"}`,
+			linux(&api.LinuxContainerAdjustment{Sysctl: map[string]string{"net.x": "1"}}),
+			"linux.sysctl", `{"net.x":"1"}`,
 		},
 		"cgroups path": {linux(&api.LinuxContainerAdjustment{CgroupsPath: "/x"}), "linux.cgroupsPath", `"/x"`},
-		"OOM score": {
-			linux(&api.LinuxContainerAdjustment{OomScoreAdj: api.Int(500)}), "process.oomScoreAdj", `500`,
-		},
 		"I/O priority": {
 			linux(&api.LinuxContainerAdjustment{IoPriority: &api.LinuxIOPriority{
 				Class:    api.IOPrioClass_IOPRIO_CLASS_IDLE,
@@ -131,7 +130,9 @@ func adjustments() map[string]adjustmentTest {
 			"linux.resources.cpu", `{"cpus":"0","shares":7}`,
 		},
 		"memory": {
-			resources(&api.LinuxResources{Memory: &api.LinuxMemory{Reservation: api.Int64(5), Swappiness: api.UInt64(1)}}),
+			resources(&api.LinuxResources{
+				Memory: &api.LinuxMemory{Reservation: api.Int64(5), Swappiness: api.UInt64(1)},
+			}),
 			"linux.resources.memory", `{"limit":9223372036854771712,"reservation":5,"swappiness":1}`,
 		},
 		"pids": {
@@ -156,7 +157,13 @@ type adjustmentTest struct {
 
 // TestAdjustments applies one adjustment of each kind.
 func TestAdjustments(t *testing.T) {
-	for name, tt := range adjustments() {
+	tests := adjustments()
+	tests["args"] = adjustmentTest{&api.ContainerAdjustment{Args: []string{"true"}}, "process.args", `["true"]`}
+	tests["OOM score"] = adjustmentTest{
+		linux(&api.LinuxContainerAdjustment{OomScoreAdj: api.Int(500)}), "process.oomScoreAdj", `500`,
+	}
+
+	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			got, err := adjusted(t, adjustableSpec(), tt.adjust, false)
 			if err != nil {
@@ -205,12 +212,14 @@ func at(t *testing.T, o m, path string) string {
 // TestUnsupportedAdjustmentsFail checks that no adjustment is left out without an error.
 func TestUnsupportedAdjustmentsFail(t *testing.T) {
 	for name, a := range map[string]*api.ContainerAdjustment{
-		"CDI devices":         {CDIDevices: []*api.CDIDevice{{Name: "a/b=c"}}},
-		"block I/O class":     resources(&api.LinuxResources{BlockioClass: api.String("x")}),
-		"RDT class":           resources(&api.LinuxResources{RdtClass: api.String("x")}),
-		"unknown namespace":   linux(&api.LinuxContainerAdjustment{Namespaces: []*api.LinuxNamespace{{Type: "x"}}}),
-		"missing file":        nil,
-		"shared mount source": {Mounts: []*api.Mount{{Destination: "/x", Source: "/proc/self", Options: []string{"rshared"}}}},
+		"CDI devices":       {CDIDevices: []*api.CDIDevice{{Name: "a/b=c"}}},
+		"block I/O class":   resources(&api.LinuxResources{BlockioClass: api.String("x")}),
+		"RDT class":         resources(&api.LinuxResources{RdtClass: api.String("x")}),
+		"unknown namespace": linux(&api.LinuxContainerAdjustment{Namespaces: []*api.LinuxNamespace{{Type: "x"}}}),
+		"missing file":      nil,
+		"shared mount source": {
+			Mounts: []*api.Mount{{Destination: "/x", Source: "/proc/self", Options: []string{"rshared"}}},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got, err := adjusted(t, adjustableSpec(), a, false); err == nil {
