@@ -227,6 +227,55 @@ func TestHangingPlugin(t *testing.T) {
 	}
 }
 
+// BenchmarkNoPlugin measures the cost of a pod with one container without plugins: its events until
+// it runs, and the files.
+func BenchmarkNoPlugin(b *testing.B) {
+	dir := b.TempDir()
+	r, err := New(Config{
+		Socket:              filepath.Join(dir, "nri.sock"),
+		PluginDir:           filepath.Join(dir, "plugins"),
+		RegistrationTimeout: time.Second,
+		RequestTimeout:      time.Second,
+		Log:                 slog.New(slog.DiscardHandler),
+	})
+	if err == nil {
+		err = r.Start(&fakeNode{})
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer r.Close()
+
+	store, err := OpenStore(filepath.Join(dir, "files"))
+	if err != nil {
+		b.Fatal(err)
+	}
+
+	pod, c := testPod(), testContainer()
+	for b.Loop() {
+		for _, e := range []Event{RunPod, "", Start, PostStart} {
+			release, err := r.Hold(b.Context())
+			if err != nil {
+				b.Fatal(err)
+			}
+
+			switch e {
+			case RunPod:
+				err = errors.Join(r.Announce(b.Context(), e, pod, nil), store.Complete(pod.ID, nil))
+			case "":
+				_, err = r.Create(b.Context(), pod, c)
+				err = errors.Join(err, r.Announce(b.Context(), PostCreate, pod, c), store.Complete(c.ID, nil))
+			default:
+				err = r.Announce(b.Context(), e, pod, c)
+			}
+			release()
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+}
+
 // TestHoldWaitsForTheStart: events before the start of plugins wait.
 func TestHoldWaitsForTheStart(t *testing.T) {
 	r, err := New(Config{

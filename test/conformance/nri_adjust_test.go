@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/test/engines"
 )
 
 // adjusting returns a connected plugin that adjusts every container.
@@ -250,4 +252,35 @@ func TestNRIUpdates(t *testing.T) {
 		}
 		shares(other, 779)
 	})
+}
+
+// TestNRIPluginDirectory lets the daemon start a plugin with its configuration.
+func TestNRIPluginDirectory(t *testing.T) {
+	t.Parallel()
+	skipAtEndpoint(t)
+
+	for _, v := range engines.ShimVersions() {
+		t.Run(string(v), func(t *testing.T) { testPluginDirectory(t, newNode(t, v)) })
+	}
+}
+
+func testPluginDirectory(t *testing.T, n *node) {
+	plugins, conf := filepath.Join(n.eng.Dir, "plugins"), filepath.Join(n.eng.Dir, "conf")
+	err := errors.Join(os.Mkdir(plugins, 0o755), os.Mkdir(conf, 0o755),
+		os.WriteFile(filepath.Join(conf, "10-env.conf"), []byte("configured\n"), 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	program := filepath.Join(plugins, "10-env")
+	engines.Build(t, program, "cri-dockerd/test/nriplugin", "", false)
+	args := []string{"--nri-socket=" + n.nriSocket(), "--nri-plugin-dir=" + plugins, "--nri-config-dir=" + conf}
+	n.Daemon = n.eng.Daemon(t, append(args, "--containers=shim")...)
+
+	cfg := n.podConfig(t)
+	pod := n.runPod(t, cfg)
+	c := n.start(t, pod, cfg, sh("sleep 1000"))
+	if got := n.exec(t, c, "sh", "-c", "echo $PLUGIN"); got != "configured\n" {
+		t.Errorf("PLUGIN=%q, want the plugin's configuration", got)
+	}
 }

@@ -112,10 +112,12 @@ func TestNRISynchronize(t *testing.T) {
 		ended := make(chan struct{})
 		go func() { defer close(ended); s.run(t, n, pods, *nriContainers) }()
 
+		// Half of a restart's share of events, two for each container. Connections take the rest.
+		wait := max(4, *nriContainers / *nriRestarts)
 		synchronized, announced := 0, 0
 		for range *nriRestarts {
 			p := newPlugin(10, "storm").connect(t, n)
-			for before := len(p.all("")); len(p.all("")) < before+2; { // events of two containers
+			for len(p.all("")) < wait {
 				select {
 				case <-ended:
 				case <-time.After(10 * time.Millisecond):
