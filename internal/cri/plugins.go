@@ -67,6 +67,7 @@ type plugged struct {
 	sandbox   *model.Sandbox
 	container *model.Container
 	complete  bool // for Synchronize; set under Hold
+	started   bool // plugins know that it has started; for containers
 	stopped   bool // plugins know that it has stopped
 }
 

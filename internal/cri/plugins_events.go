@@ -50,6 +50,31 @@ func (h *hooks) started(ctx context.Context, c *model.Container) {
 	defer release()
 
 	h.announceLate(ctx, nri.PostStart, h.pod(c.SandboxID), c)
+
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if p := h.known[c.ID]; p != nil {
+		p.started = true
+	}
+}
+
+// startedLate announces that a container has started after its call had failed. It does nothing if
+// plugins know of the start.
+func (h *hooks) startedLate(ctx context.Context, c *model.Container) {
+	if h == nil {
+		return
+	}
+
+	p, unlock, err := h.lock(ctx, c.ID)
+	if err != nil {
+		h.Log.Warn("NRI plugins do not learn of a start", "container", c.ID, "err", err)
+		return
+	}
+	defer unlock()
+
+	if p != nil && !p.started && !p.stopped {
+		h.started(ctx, c)
+	}
 }
 
 // lock locks an object for an event that must happen once, and returns its state. It is nil if

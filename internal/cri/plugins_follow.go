@@ -64,6 +64,7 @@ func (h *hooks) fill() {
 		h.known[c.ID] = &plugged{
 			container: c,
 			complete:  true,
+			started:   !c.StartedAt.IsZero(),
 			stopped:   c.State == runtimeapi.ContainerState_CONTAINER_EXITED,
 		}
 	}

@@ -231,6 +231,36 @@ func TestPluginsLearnOfExits(t *testing.T) {
 	}
 }
 
+// TestPluginsLearnOfALateStart: the engine starts a container although the call has failed.
+func TestPluginsLearnOfALateStart(t *testing.T) {
+	s, w, p := newPluggedService(t, "")
+	cfg := w.pod()
+	pod := runPod(t, s, cfg)
+	c, err := s.CreateContainer(t.Context(), createRequest(pod, cfg))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	w.breakOnce("start, after")
+	if _, err := s.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{
+		ContainerId: c.ContainerId,
+	}); err == nil {
+		t.Error("StartContainer succeeded")
+	}
+	w.setFault(nil)
+
+	for range 2 {
+		if err := (completer{s}).completeStart(t.Context(), model.ContainerID(c.ContainerId)); err != nil {
+			t.Errorf("completeStart: %v", err)
+		}
+	}
+
+	want := []string{"CreateContainer", "PostCreateContainer", "StartContainer", "PostStartContainer"}
+	if diff := cmp.Diff(want, p.of(c.ContainerId)); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func wait(t *testing.T, what string, cond func() bool) {
 	t.Helper()
 	for range 1000 {
