@@ -22,6 +22,7 @@ const module = "cri-dockerd/"
 // package here deliberately, because the table is the architecture (see ARCHITECTURE.md).
 var allowedImports = map[string][]string{
 	"internal/model":           {"internal/shim/annotation"},
+	"internal/nri":             {"internal/rootonly", "internal/shim/adjustment"},
 	"internal/text":            {},
 	"internal/safefs":          {},
 	"internal/translate":       {"internal/shim/annotation"},
@@ -70,8 +71,9 @@ var allowedImports = map[string][]string{
 	"internal/logs":   {"internal/logs/driver"},
 	"internal/stream": {"internal/connlimit", "internal/engine"},
 	"internal/cri": {
-		"internal/archive", "internal/engine", "internal/keylock", "internal/podnet", "internal/podstats",
-		"internal/text", "internal/translate", "internal/undo", "internal/validate", "internal/view", "internal/wire",
+		"internal/archive", "internal/engine", "internal/keylock", "internal/nri", "internal/podnet",
+		"internal/podstats", "internal/text", "internal/translate", "internal/undo", "internal/validate",
+		"internal/view", "internal/wire",
 	},
 	"internal/rpc": {
 		"internal/connlimit", "internal/secret", "internal/text", "internal/wire",
@@ -87,8 +89,8 @@ var allowedImports = map[string][]string{
 	"internal/daemon": {
 		"internal/apparmor", "internal/cgroup", "internal/checkpoint", "internal/config", "internal/connlimit",
 		"internal/cri", "internal/engine", "internal/imagefs", "internal/imagevolume", "internal/logs",
-		"internal/logs/driver", "internal/logs/process", "internal/podnet", "internal/podstats", "internal/proc",
-		"internal/process", "internal/rpc", "internal/stats", "internal/stream", "internal/systemd",
+		"internal/logs/driver", "internal/logs/process", "internal/nri", "internal/podnet", "internal/podstats",
+		"internal/proc", "internal/process", "internal/rpc", "internal/stats", "internal/stream", "internal/systemd",
 		"internal/tracing", "internal/undo", "internal/validate", "internal/view",
 	},
 	"cmd/cri-dockerd": {
@@ -104,7 +106,8 @@ var allowedImports = map[string][]string{
 	// The containerd shim: two programs of their own.
 	"internal/shim/annotation": {},
 	"internal/shim/launcher":   {"internal/shim/annotation"},
-	"internal/shim/bundle":     {"internal/shim/annotation"},
+	"internal/shim/adjustment": {"internal/rootonly"},
+	"internal/shim/bundle":     {"internal/shim/adjustment", "internal/shim/annotation"},
 	"internal/shim/sandbox":    {"internal/shim/bundle", "internal/shim/thread"},
 	"internal/shim/thread":     {},
 	"internal/shim/idmap":      {"internal/shim/annotation", "internal/shim/thread"},
@@ -144,6 +147,10 @@ var restricted = map[string]struct {
 	"google.golang.org/grpc": {
 		[]string{"internal/rpc", "internal/check", "internal/check/probe"},
 		"only rpc serves gRPC; check is a client",
+	},
+	"github.com/containerd/nri": {
+		[]string{"internal/nri", "internal/shim/adjustment", "internal/shim/bundle"},
+		"only nri talks to NRI plugins; the shim applies their adjustments",
 	},
 	"github.com/containernetworking/cni": {
 		[]string{"internal/podnet"},
@@ -190,8 +197,8 @@ var restricted = map[string]struct {
 		"only Docker's log messages and large responses are encoded outside gRPC",
 	},
 	"github.com/prometheus": {
-		[]string{"internal/logs/driver", "internal/engine", "internal/view", "internal/podnet", "internal/podstats",
-			"internal/rpc", "internal/daemon"},
+		[]string{"internal/logs/driver", "internal/engine", "internal/nri", "internal/view", "internal/podnet",
+			"internal/podstats", "internal/rpc", "internal/daemon"},
 		"each part collects its metrics, and the daemon serves them",
 	},
 }

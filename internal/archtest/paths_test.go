@@ -38,6 +38,8 @@ var pathOpeners = map[string]string{
 	"internal/logs/driver/table.go":       "the run directory, owned by root",
 	"internal/logs/process/launch.go":     "the run directory, owned by root",
 	"internal/logs/process/process.go":    "the run directory and Docker's plugin directory, owned by root",
+	"internal/nri/nri.go":                 "the operator's directory of plugins, and the socket for them",
+	"internal/nri/store.go":               "the run directory, owned by root; names are checked IDs",
 	"internal/podnet/cache.go":            "CNI's cache, owned by root; names are checked",
 	"internal/podnet/cache_aside.go":      "moves files of the CNI cache, which is owned by root",
 	"internal/podnet/confwatch.go":        "checks the existence of the configuration directory",

@@ -45,15 +45,22 @@ type Config struct {
 	RuntimeCgroups   string // accepted, unused
 	ContainerLog     string // auto, cri or json-file
 	Containers       string // engine, shim or auto
-	MetricsAddress   string // "" disables the metrics server
-	TracingEndpoint  string // "" disables tracing
-	TracingRate      int    // samples per million
-	LogLevel         string
-	LogFormat        string
-	TLSCert          string
-	TLSKey           string
-	TLSClientCA      string
-	ignoredFlags     []string // flags of the command line without effect
+	NRISocket        string // "" disables NRI plugins
+	NRIPluginDir     string
+	NRIConfigDir     string
+	// NRIRegistrationTimeout bounds the registration of a plugin, and NRIRequestTimeout each of its
+	// responses.
+	NRIRegistrationTimeout, NRIRequestTimeout time.Duration
+
+	MetricsAddress  string // "" disables the metrics server
+	TracingEndpoint string // "" disables tracing
+	TracingRate     int    // samples per million
+	LogLevel        string
+	LogFormat       string
+	TLSCert         string
+	TLSKey          string
+	TLSClientCA     string
+	ignoredFlags    []string // flags of the command line without effect
 }
 
 // ImagePins returns the pinned images of a valid configuration.
@@ -88,6 +95,9 @@ func (c *Config) CIDRs() []netip.Prefix {
 
 // ExecOutput returns the directory for the output of execs from the containerd shim.
 func (c *Config) ExecOutput() string { return filepath.Join(c.RunDirectory, "exec") }
+
+// Adjustments returns the directory for the adjustments of NRI plugins.
+func (c *Config) Adjustments() string { return filepath.Join(c.RunDirectory, "nri") }
 
 // PinRecords returns the directory for records of pinned network namespaces, and for namespaces
 // without a sandbox.

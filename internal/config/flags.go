@@ -41,6 +41,7 @@ func (c *Config) Register(f *pflag.FlagSet) {
 	c.registerImages(f)
 	c.registerStreaming(f)
 	c.registerNetwork(f)
+	c.registerNRI(f)
 	c.registerObservability(f)
 	c.registerLegacy(f)
 }
@@ -80,6 +81,20 @@ func (c *Config) registerNetwork(f *pflag.FlagSet) {
 		"Service: none, hairpin-veth or promiscuous-bridge (same as hairpin-veth with bridge-nf-call-iptables)")
 	f.StringSliceVar(&c.PodCIDR, "pod-cidr", nil, "comma-separated pod CIDRs of kubenet, at most one per IP family; "+
 		"empty for the CIDR from the kubelet")
+}
+
+// registerNRI adds the flags of NRI. Their defaults are containerd's.
+func (c *Config) registerNRI(f *pflag.FlagSet) {
+	f.StringVar(&c.NRISocket, "nri-socket", "", "socket for NRI plugins, usually /var/run/nri/nri.sock; empty to "+
+		"disable NRI")
+	f.StringVar(&c.NRIPluginDir, "nri-plugin-dir", "/opt/nri/plugins",
+		"directory of NRI plugins to start with the daemon, as root; only with --nri-socket")
+	f.StringVar(&c.NRIConfigDir, "nri-config-dir", "/etc/nri/conf.d",
+		"directory of configurations for the plugins of --nri-plugin-dir")
+	f.DurationVar(&c.NRIRegistrationTimeout, "nri-plugin-registration-timeout", 5*time.Second,
+		"limit for the registration of an NRI plugin")
+	f.DurationVar(&c.NRIRequestTimeout, "nri-plugin-request-timeout", 2*time.Second,
+		"limit for each response of an NRI plugin; a plugin that exceeds it is disconnected")
 }
 
 func (c *Config) registerObservability(f *pflag.FlagSet) {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"cri-dockerd/internal/model"
 )
@@ -24,9 +25,34 @@ func (c *Config) Validate() error {
 		c.validatePins,
 		c.validateMetrics,
 		c.validateTracing,
+		c.validateNRI,
 	} {
 		if err := check(); err != nil {
 			return err
+		}
+	}
+
+	return nil
+}
+
+// validateNRI checks the flags of NRI, also without --nri-socket.
+func (c *Config) validateNRI() error {
+	for flag, p := range map[string]string{
+		"nri-socket":     c.NRISocket,
+		"nri-plugin-dir": c.NRIPluginDir,
+		"nri-config-dir": c.NRIConfigDir,
+	} {
+		if isOff := flag == "nri-socket" && p == ""; !isOff && !filepath.IsAbs(p) {
+			return fmt.Errorf("--%s %q: must be an absolute path", flag, p)
+		}
+	}
+
+	for flag, d := range map[string]time.Duration{
+		"nri-plugin-registration-timeout": c.NRIRegistrationTimeout,
+		"nri-plugin-request-timeout":      c.NRIRequestTimeout,
+	} {
+		if d <= 0 {
+			return fmt.Errorf("--%s %s: must be positive", flag, d)
 		}
 	}
 

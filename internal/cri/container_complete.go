@@ -197,6 +197,7 @@ func (s completer) completeStart(ctx context.Context, id model.ContainerID) erro
 	}
 
 	s.starts.forget(id)
+	s.hooks.startedLate(ctx, c.Container)
 
 	return nil
 }

@@ -71,6 +71,10 @@ func (s *Service) create(ctx context.Context, sandboxID string, create *translat
 		_, err = s.runningSandbox(sandboxID)
 	}
 
+	if err == nil {
+		err = s.hooks.create(ctx, id)
+	}
+
 	if errdefs.IsAlreadyExists(err) {
 		return "", err // another container owns the name and keeps it
 	}
@@ -93,26 +97,21 @@ func (s *Service) translateContainer(
 		return nil, nothing, err
 	}
 
+	if err := s.checkVisible("sandbox", sb.ID); err != nil {
+		return nil, nothing, err
+	}
+
 	image, err := findImage(ctx, s.ImageView, cfg.GetImage().GetImage())
 	if err != nil {
 		return nil, nothing, err
 	}
 
-	if err := validate.Container(cfg, sb, image, host); err != nil {
-		return nil, nothing, err
-	}
-
-	appArmor, field := model.AppArmorProfile(cfg.GetLinux().GetSecurityContext())
-	if err := s.checkAppArmor(field, appArmor, host); err != nil {
+	if err := s.checkContainer(cfg, sb, image, host); err != nil {
 		return nil, nothing, err
 	}
 
 	profile, err := readSeccomp(translate.SeccompFile(cfg))
 	if err != nil {
-		return nil, nothing, err
-	}
-
-	if err := checkTarget(s.View, cfg); err != nil {
 		return nil, nothing, err
 	}
 
@@ -139,6 +138,7 @@ func (s *Service) translateContainer(
 		SeccompProfile: profile,
 		Log:            log,
 		ImageVolumes:   volumes,
+		Plugins:        s.hooks != nil,
 	})
 
 	return create, done, err
@@ -153,6 +153,22 @@ func accounts(ctx context.Context, store Accounts, log *slog.Logger, image *mode
 		return nil, nil
 	}
 	return a, err
+}
+
+// checkContainer checks a configuration against the engine, the kernel and the other containers.
+func (d *Deps) checkContainer(
+	cfg *runtimeapi.ContainerConfig, sb *model.Sandbox, image *model.Image, host model.Host,
+) error {
+	if err := validate.Container(cfg, sb, image, host); err != nil {
+		return err
+	}
+
+	appArmor, field := model.AppArmorProfile(cfg.GetLinux().GetSecurityContext())
+	if err := d.checkAppArmor(field, appArmor, host); err != nil {
+		return err
+	}
+
+	return checkTarget(d.View, cfg)
 }
 
 // checkTarget checks that the container whose PID namespace the new one joins exists.

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -9,6 +10,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/translate"
+	"cri-dockerd/internal/validate"
 )
 
 // With Docker's systemd driver, systemd and the OCI runtime write files of a container's control
@@ -96,4 +99,67 @@ func (s LimitKeeper) keepLater(id model.ContainerID, err error) error {
 	s.Updates.AddUpdated(id, keepRetry)
 
 	return nil
+}
+
+// set sets resources of a locked container. After an error some of them may be set.
+func (s LimitKeeper) set(
+	ctx context.Context, c *lockedContainer, r *runtimeapi.LinuxContainerResources, host model.Host,
+) error {
+	if err := validate.Update(r, host); err != nil {
+		return err
+	}
+
+	update, err := translate.NewUpdate(r, host)
+	if err != nil {
+		return err
+	}
+
+	for _, w := range update.Warnings {
+		s.Log.Warn(w, "container", c.ID)
+	}
+
+	// Apply the limits of the start first: CompleteStarts may not have finished an interrupted
+	// start yet.
+	adjusted, err := s.withAdjusted(c.Container)
+	if err != nil {
+		return err
+	}
+
+	if err := s.keepLater(c.ID, s.Engine.LimitStarted(ctx, adjusted)); err != nil {
+		return err
+	}
+
+	if err := s.Engine.Update(ctx, c.ID, update); err != nil {
+		return err
+	}
+
+	// Even without changes to the other limits: an update by the engine may replace them.
+	renewErr := s.renew(ctx, c)
+	if err := s.keepLater(c.ID, s.Engine.Limit(ctx, c.Container, update.Kernel)); err != nil {
+		return errors.Join(err, renewErr)
+	}
+
+	return renewErr
+}
+
+// withAdjusted returns the record of a container with the kernel limits that plugins have set.
+func (s LimitKeeper) withAdjusted(c *model.Container) (*model.Container, error) {
+	if !c.Plugged.Required {
+		return c, nil
+	}
+
+	a, err := s.PluginStore.Adjustment(c.ID)
+	if err != nil || a.Resources() == nil {
+		return c, err
+	}
+
+	update, err := translate.NewUpdate(a.Resources(), s.View.Engine().Host)
+	if err != nil {
+		return c, err
+	}
+
+	out := *c
+	out.Kernel = c.Kernel.With(update.Kernel)
+
+	return &out, nil
 }

@@ -51,7 +51,9 @@ func (s *Service) removeContainer(ctx context.Context, c *lockedContainer) error
 		err = s.killForgotten(ctx, c.ID)
 	}
 
-	err = errors.Join(err, s.Logs.Removed(ctx, c.Container), s.View.Refresh(ctx, c.ID))
+	err = errors.Join(err, s.Logs.Removed(ctx, c.Container), s.View.Refresh(ctx, c.ID), s.PluginStore.Forget(c.ID))
+	s.hooks.removed(ctx, c.ID)
+
 	var images []model.ImageID
 	for _, v := range c.ImageVolumes {
 		images = append(images, v.ImageID)

@@ -37,6 +37,16 @@ func (s *Service) StartContainer(
 		return nil, fmt.Errorf("start container %s: %w", c.ID, err)
 	}
 
+	if err := s.checkVisible("container", c.ID); err != nil {
+		return nil, err
+	}
+
+	announced, err := s.hooks.start(ctx, c.Container)
+	if err != nil {
+		return nil, err
+	}
+	defer announced()
+
 	startErr := s.Engine.Start(ctx, c.ID)
 
 	// Update the view and the log even if the start failed or the caller is disconnected.
@@ -60,6 +70,7 @@ func (s *Service) StartContainer(
 	}
 
 	s.starts.forget(c.ID)
+	s.hooks.started(after, c.Container)
 
 	return &runtimeapi.StartContainerResponse{}, nil
 }
@@ -69,7 +80,8 @@ func (s *Service) StartContainer(
 // stopped meanwhile (podErr).
 func (s *Service) finishStart(ctx context.Context, c *lockedContainer, podErr error) error {
 	logErr := s.Logs.Started(ctx, c.Container)
-	err := errors.Join(LimitKeeper{s}.keepLater(c.ID, s.Engine.LimitStarted(ctx, c.Container)), podErr)
+	adjusted, err := LimitKeeper{s}.withAdjusted(c.Container)
+	err = errors.Join(err, LimitKeeper{s}.keepLater(c.ID, s.Engine.LimitStarted(ctx, adjusted)), podErr)
 	if err == nil {
 		return logErr
 	}

@@ -20,6 +20,10 @@ func (s *Service) ContainerStatus(
 		return nil, err
 	}
 
+	if err := s.checkVisible("container", c.ID); err != nil {
+		return nil, err
+	}
+
 	resp := &runtimeapi.ContainerStatusResponse{Status: s.Engine.Measure(c).Status()}
 	if r.GetVerbose() {
 		resp.Info, err = verboseInfo(map[string]any{

@@ -42,6 +42,10 @@ func (s *Service) StopContainer(
 		}
 	}
 
+	if err := s.hooks.stopped(ctx, c.ID); err != nil {
+		return nil, err
+	}
+
 	return &runtimeapi.StopContainerResponse{}, nil
 }
 

@@ -2,12 +2,8 @@ package cri
 
 import (
 	"context"
-	"errors"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"cri-dockerd/internal/translate"
-	"cri-dockerd/internal/validate"
 )
 
 // UpdateContainerResources changes a container's limits (CRI UpdateContainerResources). A request
@@ -31,35 +27,15 @@ func (s *Service) UpdateContainerResources(
 		return &runtimeapi.UpdateContainerResourcesResponse{}, nil
 	}
 
-	if err := validate.Update(r.GetLinux(), host); err != nil {
-		return nil, err
-	}
-
-	update, err := translate.NewUpdate(r.GetLinux(), host)
+	want, err := s.hooks.update(ctx, c.Container, r.GetLinux())
 	if err != nil {
 		return nil, err
 	}
 
-	for _, w := range update.Warnings {
-		s.Log.Warn(w, "container", c.ID)
-	}
-
-	// Apply the limits of the start first: CompleteStarts may not have finished an interrupted
-	// start yet.
-	keeper := LimitKeeper{s}
-	if err := keeper.keepLater(c.ID, s.Engine.LimitStarted(ctx, c.Container)); err != nil {
+	if err := (LimitKeeper{s}).set(ctx, c, want, host); err != nil {
 		return nil, err
 	}
+	s.hooks.updated(ctx, c.Container)
 
-	if err := s.Engine.Update(ctx, c.ID, update); err != nil {
-		return nil, err
-	}
-
-	// Even without changes to the other limits: an update by the engine may replace them.
-	renewErr := s.renew(ctx, c)
-	if err := keeper.keepLater(c.ID, s.Engine.Limit(ctx, c.Container, update.Kernel)); err != nil {
-		return nil, errors.Join(err, renewErr)
-	}
-
-	return &runtimeapi.UpdateContainerResourcesResponse{}, renewErr
+	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
 }

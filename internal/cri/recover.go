@@ -35,7 +35,8 @@ func (s *Service) Recover(ctx context.Context) error {
 	s.joining.retry()
 
 	r := recovery{s}
-	errs := []error{r.recoverForgotten(ctx), s.volumes.restore(ctx, host), s.Accounts.RemoveReaders(ctx)}
+	errs := []error{r.recoverForgotten(ctx), r.recoverUnfinished(ctx), s.volumes.restore(ctx, host),
+		s.Accounts.RemoveReaders(ctx)}
 	errs = append(errs, r.adoptAll(ctx)...) // before the plugins can collect their networks
 	errs = append(errs, s.Reclaimer.Reclaim(ctx, r))
 	errs = append(errs, r.recoverSandboxes(ctx)...)
@@ -164,12 +165,16 @@ func (r recovery) recoverSandbox(ctx context.Context, sb *model.Sandbox) error {
 	incomplete := !sb.Running && sb.Pid == 0 && sb.StartedAt.IsZero() // created, failed to start, or dead
 	unconnected := sb.Running && sb.Namespaces != nil && !r.Network.IsConnected(sb) &&
 		len(r.View.ContainersOf(sb.ID)) == 0
-	if sb.Foreign || sb.Stale || !incomplete && !unconnected {
+	unfinished := r.Concealer.IsConcealed(sb.ID) // of NRI plugins
+	if sb.Foreign || sb.Stale || !incomplete && !unconnected && !unfinished {
 		return nil
 	}
 
 	return r.withLocks(ctx, sb, func(now *lockedSandbox) error {
 		if !now.isKnown() || incomplete && now.Running || unconnected && r.Network.IsConnected(now.Sandbox) {
+			return nil
+		}
+		if unfinished && !r.Concealer.IsConcealed(sb.ID) {
 			return nil
 		}
 		r.Log.Info("removing an incomplete sandbox", "sandbox", sb.ID, "name", sb.Name)

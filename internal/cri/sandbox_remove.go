@@ -48,6 +48,11 @@ func (s *Service) removeSandbox(ctx context.Context, sb *lockedSandbox) error {
 		return err
 	}
 
+	// A plugin can fail a stop, but not keep a pod forever.
+	if err := s.hooks.podStopped(ctx, sb.ID, s.View.ContainersOf(sb.ID)); err != nil {
+		s.Log.Warn("an NRI plugin failed", "event", "StopPodSandbox", "err", err)
+	}
+
 	for _, c := range s.View.ContainersOf(sb.ID) {
 		if err := s.removeContainerOf(ctx, c.ID); err != nil {
 			return err
@@ -67,7 +72,10 @@ func (s *Service) removeSandbox(ctx context.Context, sb *lockedSandbox) error {
 		err = s.killForgotten(ctx, sb.ID)
 	}
 
-	return errors.Join(err, s.View.Refresh(ctx, sb.ID))
+	err = errors.Join(err, s.View.Refresh(ctx, sb.ID), s.PluginStore.Forget(sb.ID))
+	s.hooks.podRemoved(ctx, sb.ID)
+
+	return err
 }
 
 // removeContainerOf removes a container of a sandbox being removed. It waits for other calls on the

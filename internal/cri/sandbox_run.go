@@ -170,6 +170,7 @@ func (s *Service) translateSandbox(
 		NetworkMode:    model.NetworkMode(s.Node.ConnectsPods()),
 		NetNS:          netns,
 		SeccompProfile: profile,
+		Plugins:        s.hooks != nil,
 	}
 	if o.Image, err = s.Images.PauseImage(ctx); err != nil {
 		return nil, err
@@ -240,8 +241,11 @@ func (s *Service) tryPause(
 	defer sb.unlock() // before the undo, since it takes the lock again
 
 	created = id
+	if err := complete(id); err != nil {
+		return id, err
+	}
 
-	return id, complete(id)
+	return id, s.hooks.runPod(ctx, id)
 }
 
 // createPause creates the pause container. If the name is in use, it returns the running sandbox of
@@ -361,4 +365,6 @@ func (s *Service) writeResolvConf(sb *model.Sandbox, cfg *runtimeapi.PodSandboxC
 }
 
 // isReady reports whether a pod has everything RunPodSandbox provides.
-func (d *Deps) isReady(sb *model.Sandbox) bool { return sb.Ready() && d.Network.IsConnected(sb) }
+func (d *Deps) isReady(sb *model.Sandbox) bool {
+	return sb.Ready() && d.Network.IsConnected(sb) && !d.Concealer.IsConcealed(sb.ID)
+}

@@ -247,7 +247,7 @@ type Reclaimer interface {
 	Collect(ctx context.Context) error
 }
 
-// Deps lists the dependencies and settings of a Service. All parts are required.
+// Deps lists the dependencies and settings of a Service. All parts but Plugins are required.
 type Deps struct {
 	Log         *slog.Logger
 	Engine      Engine
@@ -266,6 +266,10 @@ type Deps struct {
 	Volumes     Volumes
 	Streams     Streams
 	AppArmor    AppArmor
+	Concealer   Concealer
+	// Plugins is nil without NRI plugins.
+	Plugins     Plugins
+	PluginStore PluginStore
 	// EngineNetNS is the reason to let the engine create all pod network namespaces. If it is
 	// empty, the daemon creates them where possible.
 	EngineNetNS string
@@ -280,6 +284,7 @@ type Service struct {
 	Deps
 	volumes     *imageVolumes
 	checkpoints *checkpointing
+	hooks       *hooks // nil without NRI plugins
 	joining     joining
 	starts      starts
 
@@ -296,10 +301,10 @@ var (
 
 // New returns the services. Call Recover after every full read of the view.
 func New(d Deps) *Service {
-	g := &gate{view: d.View, names: keylock.New()}
+	g := &gate{view: d.View, concealer: d.Concealer, names: keylock.New()}
 	volumes := &imageVolumes{gate: g, images: d.ImageView, store: d.Images, mounts: d.Volumes}
 
-	return &Service{
+	s := &Service{
 		imageService: &imageService{gate: g, images: d.ImageView, store: d.Images, stats: d.Stats, volumes: volumes},
 		gate:         g,
 		volumes:      volumes,
@@ -315,6 +320,9 @@ func New(d Deps) *Service {
 			func(c *model.Container) proto.Message { return c.ShortItem() }),
 		unkept: rate.Sometimes{Interval: keepLogInterval},
 	}
+	s.hooks = newHooks(s)
+
+	return s
 }
 
 const (

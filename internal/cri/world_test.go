@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -21,6 +22,7 @@ import (
 	"cri-dockerd/internal/engine/enginetest"
 	"cri-dockerd/internal/imagefs"
 	"cri-dockerd/internal/model"
+	"cri-dockerd/internal/nri"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/podstats"
 	"cri-dockerd/internal/view"
@@ -37,6 +39,7 @@ type world struct {
 	beforeLog func()
 
 	engine    *enginetest.Fake
+	store     *nri.Store
 	network   *podnet.Manager
 	later     atomic.Int64 // offset of the network's clock, in nanoseconds
 	attached  map[string]bool
@@ -338,7 +341,40 @@ func newService(t testing.TB) (*Service, *world) {
 // newServiceWith returns a Service with a reason to let the engine create network namespaces.
 func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 	t.Helper()
+	return newServiceFor(t, engineNetNS, nil)
+}
+
+// breakEngine is the Fault of the engine.
+func (w *world) breakEngine(verb string, after bool) error {
+	w.mu.Lock()
+	f := w.engineFault
+	w.mu.Unlock()
+	if f != nil {
+		return f(verb, after)
+	}
+
+	switch verb {
+	// only the creating verbs; the view and the undo have their own tests
+	case "create", "start", "pause image", "hold image":
+		if after {
+			verb += ", after"
+		}
+		return w.fails(verb)
+	}
+
+	return nil
+}
+
+// newServiceFor returns a Service with NRI plugins, nil for none.
+func newServiceFor(t testing.TB, engineNetNS string, plugins Plugins) (*Service, *world) {
+	t.Helper()
+	store, err := nri.OpenStore(filepath.Join(t.TempDir(), "nri"))
+	if err != nil {
+		t.Fatal(err)
+	}
+
 	w := &world{
+		store:     store,
 		engine:    enginetest.NewFake(testImage),
 		attached:  map[string]bool{},
 		adopted:   map[string]bool{},
@@ -352,31 +388,13 @@ func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 
 	log := slog.New(slog.DiscardHandler)
 	view := view.New(w.engine, log)
+	view.Conceal(store.IsUnfinished)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = view.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-ended })
 	<-view.Synced()
-	w.engine.Fault = func(verb string, after bool) error {
-		w.mu.Lock()
-		f := w.engineFault
-		w.mu.Unlock()
-		if f != nil {
-			return f(verb, after)
-		}
-
-		switch verb {
-		// only the creating verbs; the view and the undo have their own tests
-		case "create", "start", "pause image", "hold image":
-			if after {
-				verb += ", after"
-			}
-			return w.fails(verb)
-		}
-
-		return nil
-	}
-
+	w.engine.Fault = w.breakEngine
 	reporter := podstats.New(podstats.Config{
 		View:    view,
 		Usage:   fakeStats{world: w},
@@ -412,6 +430,9 @@ func newServiceWith(t testing.TB, engineNetNS string) (*Service, *world) {
 		Volumes:     fakeVolumes{w},
 		Streams:     fakeStreams{},
 		AppArmor:    fakeAppArmor{w},
+		Concealer:   view,
+		Plugins:     plugins,
+		PluginStore: w.store,
 		EngineNetNS: engineNetNS,
 	}), w
 }

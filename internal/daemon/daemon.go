@@ -100,6 +100,7 @@ func (p *parts) run(ctx context.Context, hup <-chan os.Signal) error {
 		func() error { p.imageFS.Run(ctx); return nil },
 		func() error { p.recoverLoop(ctx); return nil },
 		func() error { p.service.CompleteStarts(ctx); return nil },
+		func() error { return p.runPlugins(ctx) },
 		func() error { p.units.Run(ctx); return nil },
 		func() error { cri.LimitKeeper{Service: p.service}.Run(ctx); return nil },
 		func() error { p.reloadLoop(ctx, hup); return nil },

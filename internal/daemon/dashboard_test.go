@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -11,7 +12,10 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/containerd/nri/pkg/api"
+	"github.com/containerd/nri/pkg/stub"
 	"github.com/prometheus/client_golang/prometheus"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -111,6 +115,30 @@ func TestContainerMetricsAreDocumented(t *testing.T) {
 	}
 }
 
+// nriPlugin is a plugin that does nothing.
+type nriPlugin struct{}
+
+func (nriPlugin) Synchronize(context.Context, []*api.PodSandbox, []*api.Container) ([]*api.ContainerUpdate, error) {
+	return nil, nil
+}
+
+func (nriPlugin) RunPodSandbox(context.Context, *api.PodSandbox) error { return nil }
+
+// connectNRI connects a plugin.
+func connectNRI(t *testing.T, socket string) {
+	t.Helper()
+	p, err := stub.New(nriPlugin{}, stub.WithSocketPath(socket), stub.WithPluginName("test"), stub.WithPluginIdx("00"))
+	for tries := 0; err == nil && tries < 200; tries++ {
+		if err := p.Start(t.Context()); err == nil {
+			t.Cleanup(p.Stop)
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+
+	t.Fatalf("the NRI plugin cannot connect: %v", err)
+}
+
 // exposedMetrics returns the names of all metrics of a daemon after a few calls, of a log-driver
 // process and of containers.
 func exposedMetrics(t *testing.T) map[string]bool {
@@ -123,7 +151,10 @@ func exposedMetrics(t *testing.T) map[string]bool {
 		t.Fatal(err)
 	}
 
-	r := run(t, "--network-plugin=cni", "--cni-bin-dir="+plugins)
+	socket := filepath.Join(t.TempDir(), "nri.sock")
+	r := run(t, "--network-plugin=cni", "--cni-bin-dir="+plugins, "--nri-socket="+socket,
+		"--nri-plugin-dir="+t.TempDir())
+	connectNRI(t, socket)
 	if err := os.MkdirAll(filepath.Join(r.dir, "net.d"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +181,7 @@ func exposedMetrics(t *testing.T) map[string]bool {
 		for _, name := range []string{
 			"cri_dockerd_cni_errors_total{", "cri_dockerd_cni_duration_seconds_bucket{",
 			"cri_dockerd_image_pull_duration_seconds_bucket{", "cri_dockerd_rpc_duration_seconds_bucket{",
-			"cri_dockerd_recoveries_total{", "cri_dockerd_resyncs_total{",
+			"cri_dockerd_recoveries_total{", "cri_dockerd_resyncs_total{", "cri_dockerd_nri_plugin_changes_total{",
 		} {
 			ok = ok && strings.Contains(page, name)
 		}

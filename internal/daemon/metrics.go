@@ -32,6 +32,7 @@ func newRegistry(version string, parts ...prometheus.Collector) (*prometheus.Reg
 func (p *parts) collectors() []prometheus.Collector {
 	return slices.Concat(
 		p.engine.Collectors(),
+		p.nriCollectors(),
 		p.server.Collectors(),
 		p.plugins.Collectors(),
 		p.view.Collectors(),

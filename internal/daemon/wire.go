@@ -24,6 +24,7 @@ import (
 	"cri-dockerd/internal/logs"
 	"cri-dockerd/internal/logs/driver"
 	logprocess "cri-dockerd/internal/logs/process"
+	"cri-dockerd/internal/nri"
 	"cri-dockerd/internal/podnet"
 	"cri-dockerd/internal/podstats"
 	"cri-dockerd/internal/proc"
@@ -57,6 +58,8 @@ type parts struct {
 	imageFS *imagefs.Meter
 	stats   *podstats.Reporter
 
+	nri        *nri.Runtime // nil without NRI plugins
+	nriStore   *nri.Store
 	service    *cri.Service
 	server     *rpc.Server
 	endpoint   *endpoint
@@ -96,6 +99,7 @@ func (p *parts) steps() []func() error {
 		p.openNetwork,
 		p.openView,
 		p.openStreams,
+		p.openNRI,
 		p.openService,
 		p.openServer,
 		p.listen,
@@ -161,6 +165,7 @@ func (p *parts) openEngine() (err error) {
 		PauseImage:      p.cfg.PauseImage,
 		Containers:      p.cfg.Containers,
 		OutputDirectory: p.cfg.ExecOutput(),
+		Adjustments:     p.adjustments(),
 		Pins:            p.cfg.ImagePins(),
 		PullDeadline:    p.cfg.PullDeadline,
 		Traces:          p.traces,
@@ -290,6 +295,9 @@ func (p *parts) openService() error {
 		Stats:       p.stats,
 		Volumes:     imagevolume.New(filepath.Join(p.cfg.RunDirectory, "image-volumes")),
 		Logs:        p.logs,
+		Concealer:   p.view,
+		Plugins:     p.nriPlugins(),
+		PluginStore: p.nriStore,
 		EngineNetNS: p.cfg.EngineNetNS(),
 	})
 

@@ -138,7 +138,12 @@ func (e *Engine) read(ctx context.Context, in container.InspectResponse) (model.
 	if err != nil {
 		return model.Object{}, err
 	}
-	return translate.Read(in, image)
+	o, err := translate.Read(in, image)
+	if o.Container != nil && e.cfg.Adjustments == "" {
+		o.Container.Process = nil // only plugins need it
+	}
+
+	return o, err
 }
 
 // FindByName returns the ID and the object of the container with this name (without slash), or

@@ -53,6 +53,9 @@ type Config struct {
 	// OutputDirectory is for the output of execs from the shim. Empty means that all output comes
 	// from the engine.
 	OutputDirectory string
+	// Adjustments is the directory with the adjustments of NRI plugins for the shim. It is empty
+	// without plugins; records have no processes then.
+	Adjustments string
 	// Pins are the images pinned by the operator.
 	Pins model.ImagePins
 	Log  *slog.Logger

@@ -40,7 +40,11 @@ func newShim(mode string, h model.Host) model.Shim {
 // whether its PATH has the shim's programs, so a trial container decides. The error is Unavailable
 // if the engine does not respond.
 func (e *Engine) TryShim(ctx context.Context) (model.Shim, error) {
-	s := model.Shim{Mode: e.cfg.Containers, OutputDirectory: e.cfg.OutputDirectory}
+	s := model.Shim{
+		Mode:            e.cfg.Containers,
+		OutputDirectory: e.cfg.OutputDirectory,
+		Adjustments:     e.cfg.Adjustments,
+	}
 	trial, cancel := context.WithTimeout(ctx, shimTrialTimeout)
 	defer cancel()
 

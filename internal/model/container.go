@@ -42,7 +42,37 @@ type Container struct {
 	Stdin         bool
 	StdinOnce     bool
 	ExecOutput    string // directory for the output of execs from the shim, "" for none
-	Stale         bool   // from the engine's list alone: no process, limits, mounts or times
+	Plugged       Plugged
+	Process       *Process // nil unless NRI plugins are on
+	Stale         bool     // from the engine's list alone: no process, limits, mounts or times
+}
+
+// Plugged are the facts of NRI plugins about a container or sandbox.
+type Plugged struct {
+	// Required is set if plugins must have seen the object before it exists for the CRI.
+	Required bool
+	// Directory is the directory with the adjustments for the shim, "" if it does not read them.
+	Directory string
+}
+
+// Process is the process of a container, as Docker starts it.
+type Process struct {
+	Args    []string
+	Env     []string // without variables that Docker adds at the start
+	Rlimits []Rlimit
+	Devices []Device
+}
+
+// Rlimit is a limit of setrlimit(2). Type has the form RLIMIT_NOFILE.
+type Rlimit struct {
+	Type       string
+	Soft, Hard uint64
+}
+
+// Device is a device of the node in a container.
+type Device struct {
+	HostPath, ContainerPath string
+	Access                  string // some of rwm
 }
 
 // LogConfig selects the engine's log driver for a container.

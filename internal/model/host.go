@@ -49,6 +49,8 @@ type Shim struct {
 	UserNSProblem string
 	// OutputDirectory is the directory for the output of execs from the shim, "" for none.
 	OutputDirectory string
+	// Adjustments is the directory with the adjustments of NRI plugins, "" without plugins.
+	Adjustments string
 }
 
 // IsActive reports whether new pods run under the shim.

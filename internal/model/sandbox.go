@@ -44,6 +44,7 @@ type Sandbox struct {
 	// ExecOutput is the directory for the output of execs from the shim, "" if the pod's shim does
 	// not know it.
 	ExecOutput string
+	Plugged    Plugged
 	Own        PodResources
 	Stale      bool // from the engine's list alone: no process, times or paths
 }

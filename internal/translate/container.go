@@ -17,6 +17,7 @@ type ContainerOptions struct {
 	Image          *model.Image
 	Accounts       *model.Accounts // of the image; nil if they are unknown
 	SeccompProfile string          // content of SeccompFile
+	Plugins        bool            // NRI plugins must see the container
 	// ImageVolumes are the image mounts of the configuration, by their index among its mounts.
 	ImageVolumes map[int]model.ImageVolume
 }
@@ -104,6 +105,7 @@ func containerLabels(
 			ImageVolumes: imageVolumes(cfg, o),
 			Limits:       limits,
 			User:         processIdentity(cfg, o),
+			Plugins:      o.Plugins,
 		},
 	}
 

@@ -118,6 +118,7 @@ func readSandbox(in container.InspectResponse, n name, r *record) *model.Sandbox
 		CgroupParent:   in.HostConfig.CgroupParent,
 		Runtime:        in.HostConfig.Runtime,
 		ExecOutput:     readAnnotation(in.HostConfig).Output,
+		Plugged:        readPlugged(in.HostConfig, r.Sandbox.Plugins),
 		Own:            r.Sandbox.PodResources,
 		EnginePorts:    readPorts(in.HostConfig.PortBindings),
 		EngineIPs:      readEngineIPs(in.NetworkSettings),

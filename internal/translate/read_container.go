@@ -43,6 +43,8 @@ func readContainer(in container.InspectResponse, n name, r *record) *model.Conta
 		Stdin:         in.Config.OpenStdin,
 		StdinOnce:     in.Config.StdinOnce,
 		ExecOutput:    readAnnotation(in.HostConfig).Output,
+		Plugged:       readPlugged(in.HostConfig, r.Container.Plugins),
+		Process:       readProcess(in),
 	}
 
 	readState(c, in)

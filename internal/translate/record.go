@@ -46,6 +46,8 @@ type sandboxRecord struct {
 	OwnNetNS bool `json:"ownNetNS,omitempty"`
 	// UserNS is the pod's user namespace, nil for the node's.
 	UserNS *runtimeapi.UserNamespace `json:"userns,omitempty"`
+	// Plugins is set if NRI plugins must see the pod.
+	Plugins bool `json:"plugins,omitempty"`
 	model.PodResources
 }
 
@@ -58,6 +60,8 @@ type containerRecord struct {
 	ImageVolumes []model.ImageVolume `json:"imageVolumes,omitempty"`
 	Limits       model.KernelLimits  `json:"limits,omitzero"`
 	User         *model.User         `json:"user,omitempty"` // nil if it was unknown
+	// Plugins is set if NRI plugins must see the container.
+	Plugins bool `json:"plugins,omitempty"`
 }
 
 // write returns Docker's labels: the record, and the labels for other tools. A record over

@@ -31,6 +31,7 @@ type SandboxOptions struct {
 	// See EngineNetNS.
 	NetNS          string
 	SeccompProfile string // content of SandboxSeccompFile
+	Plugins        bool   // NRI plugins must see the pod
 }
 
 // NewSandbox translates the configuration of RunPodSandbox into the pause container. The request
@@ -99,6 +100,7 @@ func sandboxLabels(
 			Pid:      cfg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid().String(),
 			OwnNetNS: ownNetNS,
 			UserNS:   podUserNS(cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()),
+			Plugins:  o.Plugins,
 			PodResources: model.PodResources{
 				Overhead:  cfg.GetLinux().GetOverhead(),
 				Resources: cfg.GetLinux().GetResources(),

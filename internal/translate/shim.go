@@ -122,6 +122,9 @@ func (o SandboxOptions) runtime() string {
 func shimSandbox(c *Create, cfg *runtimeapi.PodSandboxConfig, o SandboxOptions, join bool) error {
 	sc := cfg.GetLinux().GetSecurityContext()
 	want := annotation.Container{Sandbox: pauseOf(o.Image), Output: o.Host.Shim.OutputDirectory}
+	if o.Plugins && o.Host.Shim.Adjustments != "" {
+		want.Adjustments = &annotation.Adjustments{Directory: o.Host.Shim.Adjustments, IsPod: true}
+	}
 	if userns := podUserNS(sc.GetNamespaceOptions()); userns != nil {
 		want.UserNS, want.Sandbox = shimUserNS(userns), &annotation.Sandbox{}
 		c.Host.Privileged = false // privileges of a pod are for its containers
@@ -152,6 +155,9 @@ func shimContainer(c *Create, cfg *runtimeapi.ContainerConfig, o ContainerOption
 	}
 
 	want := annotation.Container{UserNS: shimUserNS(userns), Output: o.Sandbox.ExecOutput}
+	if dir := o.Sandbox.Plugged.Directory; o.Plugins && dir != "" { // the server of an older pod would reject it
+		want.Adjustments = &annotation.Adjustments{Directory: dir}
+	}
 	if userns != nil {
 		want.IDMapped = mappedMounts(cfg)
 	}

@@ -21,7 +21,10 @@ const killedCode = 137
 // demand and kept until the next change.
 type store struct {
 	tickets uint64 // the number of started inspections
-	entries map[model.ContainerID]*entry
+	// conceals decides on new objects, nil for none; concealed is the number of concealed ones
+	conceals  func(model.Object) bool
+	concealed int
+	entries   map[model.ContainerID]*entry
 
 	sortedSandboxes  []*model.Sandbox // nil: must be built
 	sortedContainers []*model.Container
@@ -37,6 +40,7 @@ type entry struct {
 	updated uint64
 	// object's times are those of events, a little later than the engine's records
 	fromEvent bool
+	concealed bool       // see View.Conceal
 	removing  *removing  // an inspection did not find the object; nil otherwise
 	pending   exitReason // for the next exit
 }
@@ -78,6 +82,7 @@ func (s *store) put(id model.ContainerID, o model.Object, ticket uint64) []trans
 		return nil
 	}
 
+	s.conceal(e, o)
 	old, fromEvent := e.object, e.fromEvent
 	e.inspected, e.updated, e.fromEvent = max(ticket, e.inspected), s.tickets, false
 	if e.removing != nil && !isEmpty(o) { // the object exists after all

@@ -28,11 +28,16 @@ var discard = slog.New(slog.DiscardHandler)
 func run(t *testing.T, src Source) *View {
 	t.Helper()
 	v := New(src, discard)
+	runView(t, v)
+	return v
+}
+
+func runView(t *testing.T, v *View) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = v.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-ended })
-	return v
 }
 
 func makePod(t *testing.T, f *enginetest.Fake, name string) string {

@@ -100,10 +100,12 @@ func (v *View) endAll() {
 
 // publishLocked sends transitions to all watches. It never blocks.
 func (v *View) publishLocked(transitions []transition) {
+	visible := v.store.dropConcealed(transitions)
 	for _, t := range transitions {
 		if t.kind == runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT {
 			v.oom.Forget(string(t.id))
 			v.exits.Forget(string(t.id))
+			v.store.forgetConcealed(t.id)
 		}
 	}
 
@@ -111,7 +113,7 @@ func (v *View) publishLocked(transitions []transition) {
 		return
 	}
 
-	for _, t := range transitions {
+	for _, t := range visible {
 		v.sendLocked(v.changeLocked(t))
 	}
 }
@@ -126,7 +128,11 @@ func (v *View) changeLocked(t transition) *Change {
 	return &Change{
 		Type: t.kind,
 		ID:   t.id,
-		Pod:  Pod{Sandbox: sandbox, Containers: v.store.containersOf(t.pod), At: v.stampLocked(t.at)},
+		Pod: Pod{
+			Sandbox:    sandbox,
+			Containers: v.store.visible(v.store.containersOf(t.pod)),
+			At:         v.stampLocked(t.at),
+		},
 	}
 }
 
@@ -165,5 +171,13 @@ func (v *View) Pod(sandboxID string) (Pod, error) {
 	if err != nil {
 		return Pod{}, err
 	}
-	return Pod{Sandbox: s, Containers: v.store.containersOf(s.ID), At: v.stampLocked(time.Time{})}, nil
+	if v.store.isConcealed(s.ID) {
+		return Pod{}, fmt.Errorf("sandbox %s: %w", sandboxID, errdefs.ErrNotFound)
+	}
+
+	return Pod{
+		Sandbox:    s,
+		Containers: v.store.visible(v.store.containersOf(s.ID)),
+		At:         v.stampLocked(time.Time{}),
+	}, nil
 }

@@ -63,6 +63,16 @@ type Container struct {
 	Sandbox *Sandbox `json:"sandbox,omitempty"`
 	// Output is the daemon's directory for the output of execs, "" for none. See OutputVariable.
 	Output string `json:"output,omitempty"`
+	// Adjustments is set if NRI plugins adjust the containers of the pod.
+	Adjustments *Adjustments `json:"adjustments,omitempty"`
+}
+
+// Adjustments names the files with the adjustments of NRI plugins; see package adjustment.
+type Adjustments struct {
+	// Directory is the daemon's directory. Only root can change it.
+	Directory string `json:"directory"`
+	// IsPod is set for the pause of a pod. It has no file: the plugins adjust containers only.
+	IsPod bool `json:"pod,omitempty"`
 }
 
 // OutputVariable is the environment variable of an exec whose output goes to the daemon directly,
@@ -114,7 +124,7 @@ type wire struct {
 func (c Container) IsZero() bool {
 	return c.StrictGroups == nil && len(c.Ambient) == 0 && len(c.Unified) == 0 && len(c.Hugepages) == 0 &&
 		len(c.RecursiveReadOnly) == 0 && len(c.MountOptions) == 0 && c.UserNS == nil && len(c.IDMapped) == 0 &&
-		c.Sandbox == nil && c.Output == ""
+		c.Sandbox == nil && c.Output == "" && c.Adjustments == nil
 }
 
 // Encode returns the value of the annotation. It returns an error for values that Parse rejects.
@@ -265,13 +275,24 @@ func (c Container) check() error {
 		return errors.New("mapped mounts need a user namespace")
 	}
 
+	return cmp.Or(c.checkDirectories(), c.UserNS.check(), c.Sandbox.check())
+}
+
+// checkDirectories checks the directories of the daemon.
+func (c Container) checkDirectories() error {
 	if c.Output != "" {
 		if err := checkPath(c.Output); err != nil {
 			return fmt.Errorf("output: %w", err)
 		}
 	}
 
-	return cmp.Or(c.UserNS.check(), c.Sandbox.check())
+	if c.Adjustments != nil {
+		if err := checkPath(c.Adjustments.Directory); err != nil {
+			return fmt.Errorf("adjustments: %w", err)
+		}
+	}
+
+	return nil
 }
 
 func (u *UserNS) check() error {

@@ -14,8 +14,10 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/nri/pkg/api"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"cri-dockerd/internal/shim/adjustment"
 	"cri-dockerd/internal/shim/annotation"
 )
 
@@ -31,14 +33,17 @@ type Bundle struct {
 	Dir  string
 	Spec *specs.Spec          // as read, before Apply
 	Want annotation.Container // of the daemon; the zero value without its annotation
-	raw  object
+	// Adjust are the adjustments of NRI plugins, nil for none.
+	Adjust *api.ContainerAdjustment
+	raw    object
 }
 
 // object is a JSON object with undecoded values.
 type object map[string]json.RawMessage
 
-// Open reads the spec and the annotation of a bundle. An invalid annotation is an error: the
-// container must not start with less than the daemon wants.
+// Open reads the spec, the annotation and the adjustments of a bundle. Invalid ones are an error:
+// the container must not start with less than the daemon wants. The name of the directory is the
+// container's ID, as containerd names it.
 func Open(dir string) (*Bundle, error) {
 	f, err := os.Open(filepath.Join(dir, file))
 	if err != nil {
@@ -62,6 +67,9 @@ func Open(dir string) (*Bundle, error) {
 	if value, ok := b.Spec.Annotations[annotation.Key]; ok {
 		b.Want, err = annotation.Parse(value)
 	}
+	if a := b.Want.Adjustments; a != nil && !a.IsPod {
+		b.Adjust, err = adjustment.Read(a.Directory, filepath.Base(dir))
+	}
 
 	return b, err
 }
@@ -81,8 +89,8 @@ func (b *Bundle) Apply(canLimit func(pageSize string) bool, users *Users) error 
 	want.Hugepages = maps.Clone(want.Hugepages)
 	maps.DeleteFunc(want.Hugepages, func(size string, _ uint64) bool { return !canLimit(size) })
 	joins := want.Sandbox != nil && want.Sandbox.NetNS != ""
-	want.Sandbox, want.Output = nil, ""
-	if want.IsZero() && !joins {
+	want.Sandbox, want.Output, want.Adjustments = nil, "", nil
+	if want.IsZero() && !joins && isEmpty(b.Adjust) {
 		return nil
 	}
 
@@ -116,6 +124,7 @@ func (b *Bundle) Apply(canLimit func(pageSize string) bool, users *Users) error 
 		})
 	})
 	add(users != nil, func() error { return b.setUsers(users) })
+	add(!isEmpty(b.Adjust), b.adjust) // last, so that plugins adjust the complete spec
 
 	for _, step := range steps {
 		if err := step(); err != nil {

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/nri/pkg/api"
+	"github.com/containerd/nri/pkg/runtime-tools/generate"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"cri-dockerd/internal/shim/annotation"
@@ -19,7 +21,8 @@ type Exec struct {
 	Output string
 
 	want annotation.Container
-	user specs.User // of the container
+	user specs.User      // of the container
+	env  []*api.KeyValue // of NRI plugins: Docker derives the environment from its own record
 }
 
 // Exec returns the properties of the container for its execs. Unlike the bundle it is small.
@@ -27,6 +30,7 @@ func (b *Bundle) Exec() Exec {
 	x := Exec{
 		Output: b.Want.Output,
 		want:   annotation.Container{StrictGroups: b.Want.StrictGroups, Ambient: b.Want.Ambient},
+		env:    b.Adjust.GetEnv(),
 	}
 	if b.Spec.Process != nil {
 		x.user = b.Spec.Process.User
@@ -35,10 +39,11 @@ func (b *Bundle) Exec() Exec {
 }
 
 // IsZero reports whether Edit changes nothing.
-func (x Exec) IsZero() bool { return x.want.IsZero() }
+func (x Exec) IsZero() bool { return x.want.IsZero() && len(x.env) == 0 }
 
-// Edit returns the process of an exec with the groups and capabilities of the container, if it runs
-// as the container's own user. Docker derives them from the image and the request alone.
+// Edit returns the process of an exec with the environment of NRI plugins, and with the groups and
+// capabilities of the container, if it runs as the container's own user. Docker derives them from
+// the image and the request alone.
 func (x Exec) Edit(process []byte) ([]byte, error) {
 	p := object{}
 	var spec specs.Process
@@ -46,8 +51,16 @@ func (x Exec) Edit(process []byte) ([]byte, error) {
 		return nil, fmt.Errorf("process of an exec: %w", err)
 	}
 
-	if x.IsZero() || spec.User.UID != x.user.UID || spec.User.GID != x.user.GID {
-		return process, nil
+	if len(x.env) > 0 {
+		g := &generator{&specs.Spec{Process: &spec}}
+		generate.SpecGenerator(g).AdjustEnv(x.env)
+		if err := edit(p, "env", func(env *[]string) error { *env = spec.Env; return nil }); err != nil {
+			return nil, fmt.Errorf("process of an exec: %w", err)
+		}
+	}
+
+	if x.want.IsZero() || spec.User.UID != x.user.UID || spec.User.GID != x.user.GID {
+		return json.Marshal(p)
 	}
 
 	want := x.want

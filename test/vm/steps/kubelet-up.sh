@@ -37,6 +37,8 @@ if [ -z "$(swapon --show --noheadings)" ]; then
 fi
 
 systemctl stop vm-etcd vm-apiserver vm-kubelet 2> /dev/null || true
+# volumes of a kubelet that was killed
+awk '$2 ~ "^/var/lib/kubelet/" { print $2 }' /proc/mounts | xargs -r umount
 rm -rf etcd /var/lib/kubelet/{cpu_manager_state,memory_manager_state,pods}
 # unit NAME PROGRAM ARGUMENTS...
 unit() {

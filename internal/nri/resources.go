@@ -1,0 +1,124 @@
+package nri
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/nri/pkg/api"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/model"
+)
+
+// toResources returns resources of the CRI as plugins see them. A field of 0 is unset.
+func toResources(r *runtimeapi.LinuxContainerResources) *api.LinuxResources {
+	if r == nil {
+		return nil
+	}
+
+	out := &api.LinuxResources{
+		Memory:  &api.LinuxMemory{},
+		Cpu:     &api.LinuxCPU{Cpus: r.GetCpusetCpus(), Mems: r.GetCpusetMems()},
+		Unified: maps.Clone(r.GetUnified()),
+	}
+	if v := r.GetMemoryLimitInBytes(); v != 0 {
+		out.Memory.Limit = api.Int64(v)
+	}
+	if v := r.GetMemorySwapLimitInBytes(); v != 0 {
+		out.Memory.Swap = api.Int64(v)
+	}
+	if v := r.GetCpuShares(); v > 0 {
+		out.Cpu.Shares = api.UInt64(uint64(v))
+	}
+	if v := r.GetCpuQuota(); v != 0 {
+		out.Cpu.Quota = api.Int64(v)
+	}
+	if v := r.GetCpuPeriod(); v > 0 {
+		out.Cpu.Period = api.UInt64(uint64(v))
+	}
+
+	for _, p := range r.GetHugepageLimits() {
+		out.HugepageLimits = append(out.HugepageLimits, &api.HugepageLimit{
+			PageSize: p.GetPageSize(),
+			Limit:    p.GetLimit(),
+		})
+	}
+
+	return out
+}
+
+// fromResources returns the resources of a plugin in terms of the CRI, and the fields that the CRI
+// does not have.
+func fromResources(r *api.LinuxResources) (*runtimeapi.LinuxContainerResources, []string) {
+	cpu, memory := r.GetCpu(), r.GetMemory()
+	out := &runtimeapi.LinuxContainerResources{
+		CpuShares:              int64(min(cpu.GetShares().GetValue(), 1<<62)),
+		CpuQuota:               cpu.GetQuota().GetValue(),
+		CpuPeriod:              int64(min(cpu.GetPeriod().GetValue(), 1<<62)),
+		CpusetCpus:             cpu.GetCpus(),
+		CpusetMems:             cpu.GetMems(),
+		MemoryLimitInBytes:     memory.GetLimit().GetValue(),
+		MemorySwapLimitInBytes: memory.GetSwap().GetValue(),
+		Unified:                maps.Clone(r.GetUnified()),
+	}
+	for _, p := range r.GetHugepageLimits() {
+		out.HugepageLimits = append(out.HugepageLimits, &runtimeapi.HugepageLimit{
+			PageSize: p.GetPageSize(),
+			Limit:    p.GetLimit(),
+		})
+	}
+
+	var other []string
+	for name, isSet := range map[string]bool{
+		"memory reservation":      memory.GetReservation() != nil,
+		"kernel memory":           memory.GetKernel() != nil,
+		"kernel TCP memory":       memory.GetKernelTcp() != nil,
+		"swappiness":              memory.GetSwappiness() != nil,
+		"hierarchical accounting": memory.GetUseHierarchy() != nil,
+		"OOM killer":              memory.GetDisableOomKiller().GetValue(),
+		"realtime CPU time":       cpu.GetRealtimeRuntime() != nil || cpu.GetRealtimePeriod() != nil,
+		"process limit":           r.GetPids() != nil,
+		"block I/O class":         r.GetBlockioClass() != nil,
+		"RDT class":               r.GetRdtClass() != nil,
+		"rules for device nodes":  len(r.GetDevices()) > 0,
+	} {
+		if isSet {
+			other = append(other, name)
+		}
+	}
+	slices.Sort(other)
+
+	return out, other
+}
+
+// Update is the request of a plugin to change the resources of a container.
+type Update struct {
+	ID        model.ContainerID
+	Resources *runtimeapi.LinuxContainerResources
+	// Problem is the reason why the update cannot be carried out, nil for none.
+	Problem error
+	// IgnoreFailure: a failure is no error.
+	IgnoreFailure bool
+
+	message *api.ContainerUpdate
+}
+
+func fromUpdates(messages []*api.ContainerUpdate) []Update {
+	var out []Update
+	for _, m := range messages {
+		if m == nil || m.GetLinux().GetResources() == nil {
+			continue
+		}
+
+		u := Update{ID: model.ContainerID(m.GetContainerId()), IgnoreFailure: m.GetIgnoreFailure(), message: m}
+		var other []string
+		if u.Resources, other = fromResources(m.GetLinux().GetResources()); len(other) > 0 {
+			u.Problem = fmt.Errorf("an update cannot set %q: %w", other, errdefs.ErrNotImplemented)
+		}
+		out = append(out, u)
+	}
+
+	return out
+}

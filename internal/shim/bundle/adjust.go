@@ -1,0 +1,178 @@
+package bundle
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+
+	"github.com/containerd/nri/pkg/api"
+	"github.com/containerd/nri/pkg/runtime-tools/generate"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+)
+
+// isEmpty reports whether adjustments change nothing.
+func isEmpty(a *api.ContainerAdjustment) bool { return a == nil || proto.Size(a) == 0 }
+
+// adjust applies the adjustments of NRI plugins with NRI's own generator. It works on a typed copy
+// of the spec, and changes only the values that differ afterwards: fields that this program does
+// not know stay.
+func (b *Bundle) adjust() error {
+	text, err := json.Marshal(b.raw)
+	if err != nil {
+		return err
+	}
+
+	spec := &specs.Spec{}
+	if err := json.Unmarshal(text, spec); err != nil {
+		return err
+	}
+
+	before, err := toObject(spec)
+	if err != nil {
+		return err
+	}
+
+	if err := adjustSpec(spec, b.Adjust); err != nil {
+		return fmt.Errorf("adjustments of NRI plugins: %w", err)
+	}
+
+	after, err := toObject(spec)
+	if err != nil {
+		return err
+	}
+
+	full, err := decodeObject(text)
+	if err != nil {
+		return err
+	}
+
+	mergeChanges(full, before, after)
+	if text, err = json.Marshal(full); err != nil {
+		return err
+	}
+
+	b.raw = object{}
+
+	return json.Unmarshal(text, &b.raw)
+}
+
+// toObject returns the JSON form of a spec.
+func toObject(spec *specs.Spec) (map[string]any, error) {
+	text, err := json.Marshal(spec)
+	if err != nil {
+		return nil, err
+	}
+	return decodeObject(text)
+}
+
+// decodeObject decodes a JSON object. Its numbers keep all digits.
+func decodeObject(text []byte) (map[string]any, error) {
+	out := map[string]any{}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+
+	return out, d.Decode(&out)
+}
+
+// mergeChanges applies the difference between two objects to a third one. Lists that differ are
+// replaced as a whole.
+func mergeChanges(to, before, after map[string]any) {
+	for key := range before {
+		if _, ok := after[key]; !ok {
+			delete(to, key)
+		}
+	}
+
+	for key, value := range after {
+		old, existed := before[key]
+		if existed && reflect.DeepEqual(old, value) {
+			continue
+		}
+
+		target, isObject := to[key].(map[string]any)
+		oldObject, wasObject := old.(map[string]any)
+		newObject, staysObject := value.(map[string]any)
+		if isObject && wasObject && staysObject {
+			mergeChanges(target, oldObject, newObject)
+			continue
+		}
+
+		to[key] = value
+	}
+}
+
+// adjustSpec applies adjustments to a spec. It rejects adjustments that NRI's generator would leave
+// out.
+func adjustSpec(spec *specs.Spec, a *api.ContainerAdjustment) error {
+	if spec.Process == nil || spec.Linux == nil {
+		return errors.New("the spec is incomplete")
+	}
+
+	r := a.GetLinux().GetResources()
+	switch {
+	case len(a.GetCDIDevices()) > 0:
+		return errors.New("CDI devices are not supported")
+	case r.GetBlockioClass() != nil:
+		return errors.New("block I/O classes are not supported")
+	case r.GetRdtClass() != nil:
+		return errors.New("RDT classes are not supported")
+	}
+
+	replaceRlimits(spec.Process, a.GetRlimits())
+	if err := generate.SpecGenerator(&generator{spec}).Adjust(a); err != nil {
+		return err
+	}
+	adjustMemory(spec.Linux.Resources, r.GetMemory())
+
+	return nil
+}
+
+// replaceRlimits removes the limits of the adjustments from a process: NRI's generator only adds
+// limits, and an OCI runtime rejects two of one type.
+func replaceRlimits(p *specs.Process, limits []*api.POSIXRlimit) {
+	for _, l := range limits {
+		kept := p.Rlimits[:0]
+		for _, old := range p.Rlimits {
+			if old.Type != l.GetType() {
+				kept = append(kept, old)
+			}
+		}
+		p.Rlimits = kept
+	}
+}
+
+// adjustMemory sets the limits of memory that NRI's generator does not know: it sets the limit
+// itself, and that of swap to the same value.
+func adjustMemory(r *specs.LinuxResources, m *api.LinuxMemory) {
+	if r == nil || m == nil {
+		return
+	}
+	if r.Memory == nil {
+		r.Memory = &specs.LinuxMemory{}
+	}
+
+	if m.Reservation != nil {
+		r.Memory.Reservation = m.Reservation.Get()
+	}
+	if m.Swap != nil {
+		r.Memory.Swap = m.Swap.Get()
+	}
+	if m.Kernel != nil {
+		r.Memory.Kernel = m.Kernel.Get() //nolint:staticcheck // an OCI runtime reports that it is obsolete
+	}
+	if m.KernelTcp != nil {
+		r.Memory.KernelTCP = m.KernelTcp.Get()
+	}
+	if m.Swappiness != nil {
+		r.Memory.Swappiness = m.Swappiness.Get()
+	}
+	if m.DisableOomKiller != nil {
+		r.Memory.DisableOOMKiller = m.DisableOomKiller.Get()
+	}
+	if m.UseHierarchy != nil {
+		r.Memory.UseHierarchy = m.UseHierarchy.Get()
+	}
+}

@@ -1,0 +1,105 @@
+package view
+
+import "cri-dockerd/internal/model"
+
+// Conceal sets the rule for objects that exist at the engine, but not for users of the view yet.
+// The rule is asked once for each object, when the view first reads it. A concealed object is in
+// Sandbox, Container, Sandboxes, Containers and ContainersOf, but not in Pod, and has no changes.
+// The rule must not block. Call Conceal before Run.
+func (v *View) Conceal(rule func(model.Object) bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.store.conceals = rule
+}
+
+// Reveal makes a concealed object visible and publishes the changes up to its state.
+func (v *View) Reveal(id model.ContainerID) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.publishLocked(v.store.reveal(id))
+}
+
+// IsConcealed reports whether an object is concealed. An unknown one is not.
+func (v *View) IsConcealed(id model.ContainerID) bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.store.isConcealed(id)
+}
+
+// HasConcealed reports whether any object is concealed.
+func (v *View) HasConcealed() bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.store.concealed > 0
+}
+
+// conceal applies the rule to an object that the view reads for the first time.
+func (s *store) conceal(e *entry, o model.Object) {
+	isNew := isEmpty(e.object) && e.removing == nil && !e.concealed && !isEmpty(o)
+	if isNew && s.conceals != nil && s.conceals(o) {
+		e.concealed = true
+		s.concealed++
+	}
+}
+
+func (s *store) isConcealed(id model.ContainerID) bool {
+	e := s.entries[id]
+	return e != nil && e.concealed
+}
+
+// reveal returns the transitions of a concealed object up to its state.
+func (s *store) reveal(id model.ContainerID) []transition {
+	e := s.entries[id]
+	if e == nil || !e.concealed {
+		return nil
+	}
+
+	e.concealed = false
+	s.concealed--
+	o := e.object
+	if isEmpty(o) {
+		return nil
+	}
+
+	return label(id, o, s.sandboxOf(o), lifecycle{}.transitionsTo(lifecycleOf(o), false))
+}
+
+// visible returns the containers that are not concealed.
+func (s *store) visible(all []*model.Container) []*model.Container {
+	if s.concealed == 0 {
+		return all
+	}
+
+	var out []*model.Container
+	for _, c := range all {
+		if !s.isConcealed(c.ID) {
+			out = append(out, c)
+		}
+	}
+
+	return out
+}
+
+// dropConcealed returns the transitions of visible objects.
+func (s *store) dropConcealed(transitions []transition) []transition {
+	if s.concealed == 0 {
+		return transitions
+	}
+
+	var out []transition
+	for _, t := range transitions {
+		if !s.isConcealed(t.id) {
+			out = append(out, t)
+		}
+	}
+
+	return out
+}
+
+// forgetConcealed ends the concealment of a removed object.
+func (s *store) forgetConcealed(id model.ContainerID) {
+	if e := s.entries[id]; e != nil && e.concealed {
+		e.concealed = false
+		s.concealed--
+	}
+}
