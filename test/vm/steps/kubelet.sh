@@ -37,7 +37,9 @@ pod pinned '{requests: {cpu: 1, memory: 64Mi}, limits: {cpu: 1, memory: 64Mi}}'
 pod burst '{requests: {cpu: 100m, memory: 32Mi}, limits: {cpu: 300m, memory: 128Mi}}'
 pod huge '{requests: {memory: 32Mi}, limits: {memory: 32Mi, hugepages-2Mi: 8Mi}}' '{medium: HugePages}' \
 	'grep -q /volume.hugetlbfs.*pagesize=2M /proc/mounts'
-await 300 kubectl wait --for=condition=Ready pod/pinned pod/burst pod/huge --timeout=10s
+# A container without swap: the kubelet resizes no other in place.
+pod grow '{requests: {cpu: 100m, memory: 64Mi}, limits: {cpu: 300m, memory: 64Mi}}'
+await 300 kubectl wait --for=condition=Ready pod/pinned pod/burst pod/huge pod/grow --timeout=10s
 
 # expect POD FILE VALUE
 expect() {
@@ -122,20 +124,21 @@ sleep 25 # two reconciliations of the CPU manager
 same "a restart of the daemon"
 
 echo "=== resize"
-id=$(kubectl get pod burst -o jsonpath='{.status.containerStatuses[0].containerID}')
-kubectl patch pod burst --subresource resize -p '{"spec": {"containers": [{"name": "main", "resources":
-	{"requests": {"cpu": "200m", "memory": "48Mi"}, "limits": {"cpu": "500m", "memory": "160Mi"}}}]}}'
-expect burst cpu.max "50000 100000"
-expect burst memory.max $((160 * mib))
-expect burst memory.high "$(page $((48 * mib + 112 * mib * 9 / 10)))"
-expect burst memory.oom.group 1
-values burst
+id=$(kubectl get pod grow -o jsonpath='{.status.containerStatuses[0].containerID}')
+kubectl patch pod grow --subresource resize -p '{"spec": {"containers": [{"name": "main", "resources":
+	{"requests": {"cpu": "200m", "memory": "96Mi"}, "limits": {"cpu": "500m", "memory": "96Mi"}}}]}}'
+expect grow cpu.max "50000 100000"
+expect grow memory.max $((96 * mib))
+expect grow memory.swap.max 0
+expect grow memory.low $((96 * mib))
+expect grow memory.oom.group 1
+values grow
 resized() {
-	[ "$(kubectl get pod burst -o jsonpath='{.status.containerStatuses[0].resources.limits.cpu}')" = 500m ] &&
-		[ "$(kubectl get pod burst -o jsonpath='{.status.containerStatuses[0].resources.limits.memory}')" = 160Mi ]
+	[ "$(kubectl get pod grow -o jsonpath='{.status.containerStatuses[0].resources.limits.cpu}')" = 500m ] &&
+		[ "$(kubectl get pod grow -o jsonpath='{.status.containerStatuses[0].resources.limits.memory}')" = 96Mi ]
 }
 await 60 resized
-[ "$(kubectl get pod burst -o jsonpath='{.status.containerStatuses[0].containerID}')" = "$id" ] ||
+[ "$(kubectl get pod grow -o jsonpath='{.status.containerStatuses[0].containerID}')" = "$id" ] ||
 	fail "the resize restarted the container"
 values pinned | diff /tmp/pinned.values - || fail "the resize changed another pod"
 [ -z "$wrong" ] || fail "wrong values, see above"
