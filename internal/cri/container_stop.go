@@ -42,9 +42,7 @@ func (s *Service) StopContainer(
 		}
 	}
 
-	if err := s.hooks.stopped(ctx, c.ID); err != nil {
-		return nil, err
-	}
+	s.hooks.stopped(ctx, c.ID)
 
 	return &runtimeapi.StopContainerResponse{}, nil
 }

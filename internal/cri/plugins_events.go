@@ -91,45 +91,47 @@ func (h *hooks) lock(ctx context.Context, id model.ContainerID) (p *plugged, unl
 	return h.known[id], unlock, nil
 }
 
-// stopped announces the end of a container, once. Plugins may update other containers then.
-func (h *hooks) stopped(ctx context.Context, id model.ContainerID) error {
+// stopped announces the end of a container, once. Plugins may update other containers then. Errors
+// are logged: a plugin must not keep pods from ending.
+func (h *hooks) stopped(ctx context.Context, id model.ContainerID) {
 	if h == nil {
-		return nil
+		return
 	}
 
 	p, unlock, err := h.lock(ctx, id)
 	if err != nil {
-		return err
+		h.Log.Warn("NRI plugins do not learn of an end yet", "container", id, "err", err)
+		return
 	}
 	defer unlock()
 
-	if p == nil || p.container == nil || p.stopped {
-		return nil
+	if p != nil && p.container != nil && !p.stopped {
+		h.stopLocked(ctx, p)
 	}
-
-	return h.stopLocked(ctx, p)
 }
 
 // stopLocked announces the end of a container whose lock for plugins is held.
-func (h *hooks) stopLocked(ctx context.Context, p *plugged) error {
+func (h *hooks) stopLocked(ctx context.Context, p *plugged) {
 	release, err := h.Plugins.Hold(ctx)
 	if err != nil {
-		return err
+		h.Log.Warn("NRI plugins do not learn of an end yet", "container", p.container.ID, "err", err)
+		return
 	}
 	defer release()
 
 	c := h.current(p.container)
 	resp, err := h.Plugins.Stop(ctx, h.pod(c.SandboxID), c)
-	if err != nil {
-		return err
-	}
 
 	h.mu.Lock()
 	p.stopped = true
 	h.mu.Unlock()
-	h.UpdateLater(resp.Updates, resp.Evictions)
 
-	return nil
+	if err != nil {
+		h.Log.Warn("an NRI plugin failed", "event", "StopContainer", "err", err)
+		return
+	}
+
+	h.UpdateLater(resp.Updates, resp.Evictions)
 }
 
 // current returns the present record of a container, or the given one after its removal.
@@ -159,9 +161,7 @@ func (h *hooks) removed(ctx context.Context, id model.ContainerID) {
 	}
 
 	if !p.stopped {
-		if err := h.stopLocked(ctx, p); err != nil {
-			h.Log.Warn("an NRI plugin failed", "event", "StopContainer", "err", err)
-		}
+		h.stopLocked(ctx, p)
 	}
 
 	h.forget(ctx, id, func() { h.announceLate(ctx, nri.Remove, h.pod(p.container.SandboxID), p.container) })
@@ -183,47 +183,41 @@ func (h *hooks) forget(ctx context.Context, id model.ContainerID, announce func(
 	delete(h.known, id)
 }
 
-// podStopped announces the end of a pod, once. Its containers have stopped.
-func (h *hooks) podStopped(ctx context.Context, id model.ContainerID, containers []*model.Container) error {
+// podStopped announces the end of a pod, once. Its containers have stopped. Errors are logged.
+func (h *hooks) podStopped(ctx context.Context, id model.ContainerID, containers []*model.Container) {
 	if h == nil {
-		return nil
+		return
 	}
 
 	for _, c := range containers {
-		if err := h.stopped(ctx, c.ID); err != nil {
-			return err
-		}
+		h.stopped(ctx, c.ID)
 	}
 
 	p, unlock, err := h.lock(ctx, id)
 	if err != nil {
-		return err
+		h.Log.Warn("NRI plugins do not learn of an end yet", "sandbox", id, "err", err)
+		return
 	}
 	defer unlock()
 
-	if p == nil || p.sandbox == nil || p.stopped {
-		return nil
+	if p != nil && p.sandbox != nil && !p.stopped {
+		h.stopPodLocked(ctx, id, p)
 	}
-
-	return h.stopPodLocked(ctx, id, p)
 }
 
-func (h *hooks) stopPodLocked(ctx context.Context, id model.ContainerID, p *plugged) error {
+func (h *hooks) stopPodLocked(ctx context.Context, id model.ContainerID, p *plugged) {
 	release, err := h.Plugins.Hold(ctx)
 	if err != nil {
-		return err
+		h.Log.Warn("NRI plugins do not learn of an end yet", "sandbox", id, "err", err)
+		return
 	}
 	defer release()
 
-	if err := h.Plugins.Announce(ctx, nri.StopPod, h.pod(id), nil); err != nil {
-		return err
-	}
+	h.announceLate(ctx, nri.StopPod, h.pod(id), nil)
 
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	p.stopped = true
-
-	return nil
 }
 
 // podRemoved announces the removal of a pod after its removal, once.
@@ -244,9 +238,7 @@ func (h *hooks) podRemoved(ctx context.Context, id model.ContainerID) {
 	}
 
 	if !p.stopped {
-		if err := h.stopPodLocked(ctx, id, p); err != nil {
-			h.Log.Warn("an NRI plugin failed", "event", nri.StopPod, "err", err)
-		}
+		h.stopPodLocked(ctx, id, p)
 	}
 
 	h.forget(ctx, id, func() { h.announceLate(ctx, nri.RemovePod, h.pod(id), nil) })

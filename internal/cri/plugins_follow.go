@@ -122,9 +122,7 @@ func (h *hooks) follow(ctx context.Context, next func(context.Context) (*view.Ch
 func (h *hooks) observeStop(ctx context.Context, id model.ContainerID) {
 	ctx, cancel := context.WithTimeout(ctx, undoDeadline)
 	defer cancel()
-	if err := h.stopped(ctx, id); err != nil && ctx.Err() == nil {
-		h.Log.Warn("an NRI plugin failed", "event", "StopContainer", "err", err)
-	}
+	h.stopped(ctx, id)
 }
 
 func (h *hooks) observeRemoval(ctx context.Context, id model.ContainerID) {

@@ -126,7 +126,7 @@ func TestPluginsFailAtEachStep(t *testing.T) {
 	s, w, p := newPluggedService(t, "by a flag") // a failed namespace is no failure otherwise
 	p.fails = func(event string) error {
 		if strings.HasPrefix(event, "Stop") || strings.HasPrefix(event, "Remove") || strings.HasPrefix(event, "Post") {
-			return nil // logged, or repeated by the kubelet
+			return nil // logged
 		}
 		return w.fails(event)
 	}
@@ -160,6 +160,34 @@ func TestPluginsFailAtEachStep(t *testing.T) {
 			}
 			break
 		}
+	}
+
+	p.assertEnds(t)
+}
+
+// TestPluginsCannotKeepAPod expects a pod to end although plugins fail at each stop and removal.
+// Each event comes once.
+func TestPluginsCannotKeepAPod(t *testing.T) {
+	s, w, p := newPluggedService(t, "")
+	p.fails = func(event string) error {
+		if strings.HasPrefix(event, "Stop") || strings.HasPrefix(event, "Remove") {
+			return errors.New("broken")
+		}
+		return nil
+	}
+
+	if err := s.startPlugged(t.Context(), w.pod()); err != nil {
+		t.Fatal(err)
+	}
+
+	pod := string(s.View.Sandboxes()[0].ID)
+	_, stopErr := s.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{
+		ContainerId: string(s.View.Containers()[0].ID),
+	})
+	_, podErr := s.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod})
+	_, removeErr := s.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod})
+	if err := errors.Join(stopErr, podErr, removeErr); err != nil {
+		t.Error(err)
 	}
 
 	p.assertEnds(t)

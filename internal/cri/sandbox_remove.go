@@ -48,10 +48,7 @@ func (s *Service) removeSandbox(ctx context.Context, sb *lockedSandbox) error {
 		return err
 	}
 
-	// A plugin can fail a stop, but not keep a pod forever.
-	if err := s.hooks.podStopped(ctx, sb.ID, s.View.ContainersOf(sb.ID)); err != nil {
-		s.Log.Warn("an NRI plugin failed", "event", "StopPodSandbox", "err", err)
-	}
+	s.hooks.podStopped(ctx, sb.ID, s.View.ContainersOf(sb.ID))
 
 	for _, c := range s.View.ContainersOf(sb.ID) {
 		if err := s.removeContainerOf(ctx, c.ID); err != nil {

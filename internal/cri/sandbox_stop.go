@@ -33,9 +33,7 @@ func (s *Service) StopPodSandbox(
 	if err := s.stopSandbox(ctx, sb); err != nil {
 		return nil, fmt.Errorf("stop sandbox %s: %w", sb.ID, err)
 	}
-	if err := s.hooks.podStopped(ctx, sb.ID, s.View.ContainersOf(sb.ID)); err != nil {
-		return nil, fmt.Errorf("stop sandbox %s: %w", sb.ID, err)
-	}
+	s.hooks.podStopped(ctx, sb.ID, s.View.ContainersOf(sb.ID))
 
 	return &runtimeapi.StopPodSandboxResponse{}, nil
 }
