@@ -3,6 +3,7 @@ package cgroup
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,7 +29,7 @@ func realGroups(t *testing.T, path string) (move func(pid int)) {
 		must(t, os.MkdirAll(dir, 0o755))
 		t.Cleanup(func() {
 			for dir := dir; dir != root; dir = filepath.Dir(dir) {
-				if os.Remove(dir) != nil { // it has other groups
+				if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) { // it has other groups
 					return
 				}
 			}
