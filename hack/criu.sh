@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Unpacks criu with its libraries from Debian 13's packages for tests, into ${XDG_CACHE_HOME:-~/.cache}/cri-dockerd-test/criu. Does nothing when it
-# is there. The criu of Debian 12 is too old for kernels after 6.8. The packages come from the machine's own Debian mirror; apt checks their
+# is there. The criu of Debian 12 is too old for new kernels. The packages come from the machine's own Debian mirror; apt checks their
 # signatures with the keys of debian-archive-keyring. The machine's apt lists and packages do not change. MIRROR=http://… names another mirror.
 set -euo pipefail
 suite=trixie version='4.1*'

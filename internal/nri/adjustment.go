@@ -30,8 +30,6 @@ func newAdjustment(m *api.ContainerAdjustment) (*Adjustment, error) {
 
 	r := m.GetLinux().GetResources()
 	switch {
-	case len(m.GetCDIDevices()) > 0:
-		return nil, fmt.Errorf("adjustment of CDI devices (%s): not supported", m.GetCDIDevices()[0].GetName())
 	case r.GetBlockioClass() != nil:
 		return nil, fmt.Errorf("adjustment of the block I/O class: the node has no classes")
 	case r.GetRdtClass() != nil:
@@ -111,6 +109,7 @@ func (a *Adjustment) NeedsShim() []string {
 		"hooks":           m.GetHooks() != nil,
 		"process limits":  len(m.GetRlimits()) > 0,
 		"devices":         len(l.GetDevices()) > 0,
+		"CDI devices":     len(m.GetCDIDevices()) > 0,
 		"control group":   l.GetCgroupsPath() != "",
 		"I/O priority":    l.GetIoPriority() != nil,
 		"seccomp policy":  l.GetSeccompPolicy() != nil,

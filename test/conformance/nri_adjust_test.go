@@ -182,7 +182,6 @@ func TestNRIRefusedAdjustments(t *testing.T) {
 		rdt := &api.ContainerAdjustment{}
 		rdt.SetLinuxRDTClass("gold")
 		for want, adjust := range map[string]*api.ContainerAdjustment{
-			"CDI devices":       {CDIDevices: []*api.CDIDevice{{Name: "vendor.com/class=x"}}},
 			"block I/O class":   class,
 			"RDT class":         rdt,
 			"io.cri-dockerd.co": {Annotations: map[string]string{"io.cri-dockerd.container": "{}"}},
@@ -196,6 +195,62 @@ func TestNRIRefusedAdjustments(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("error %v, want one with %q", err, want)
 			}
+		}
+	})
+}
+
+// TestNRICDIDevices injects CDI devices by the specifications of the node. A device without one
+// prevents the start. Without the shim the creation fails.
+func TestNRICDIDevices(t *testing.T) {
+	eachNRI(t, func(t *testing.T, n *node) {
+		n.run(t, "sh", "-c", `mkdir -p /var/run/cdi && cat > /var/run/cdi/nri.json <<'X'
+{"cdiVersion": "0.5.0", "kind": "example.org/nri", "devices": [{"name": "one", "containerEdits": {
+"env": ["CDI_DEVICE=one"], "deviceNodes": [{"path": "/dev/cdi-null", "hostPath": "/dev/null"}]}}]}
+X`)
+		device := "example.org/nri=one"
+		p := newPlugin(10, "cdi")
+		p.onCreate = func(*api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+			return &api.ContainerAdjustment{CDIDevices: []*api.CDIDevice{{Name: device}}}, nil, nil
+		}
+		p.connect(t, n)
+
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		create := func(name string) (string, error) {
+			cc := n.containerConfig(sh("sleep 1000"))
+			cc.Metadata.Name = name
+			r, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
+				PodSandboxId:  pod,
+				Config:        cc,
+				SandboxConfig: cfg,
+			})
+			return r.GetContainerId(), err
+		}
+
+		c, err := create("known")
+		if !n.usesShim(t, pod) {
+			if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "CDI devices") {
+				t.Errorf("error %v, want FailedPrecondition with the adjustment", err)
+			}
+			return
+		}
+
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		n.startID(t, c)
+		if got := n.exec(t, c, "sh", "-c", "echo x > /dev/cdi-null && echo $CDI_DEVICE"); got != "one\n" {
+			t.Errorf("device and variable: %q", got)
+		}
+
+		device = "example.org/nri=two"
+		if c, err = create("unknown"); err != nil {
+			t.Fatal(err)
+		}
+		_, err = n.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c})
+		if err == nil || !strings.Contains(err.Error(), device) {
+			t.Errorf("start with an unknown device: %v", err)
 		}
 	})
 }

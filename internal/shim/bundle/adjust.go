@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
+	"strings"
 
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/nri/pkg/runtime-tools/generate"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
+	"tags.cncf.io/container-device-interface/pkg/cdi"
 )
 
 // isEmpty reports whether adjustments change nothing.
@@ -35,7 +38,7 @@ func (b *Bundle) adjust() error {
 		return err
 	}
 
-	if err := adjustSpec(spec, b.Adjust); err != nil {
+	if b.deviceEnv, err = adjustSpec(spec, b.Adjust); err != nil {
 		return fmt.Errorf("adjustments of NRI plugins: %w", err)
 	}
 
@@ -104,28 +107,58 @@ func mergeChanges(to, before, after map[string]any) {
 	}
 }
 
-// adjustSpec applies adjustments to a spec. It rejects adjustments that NRI's generator would leave
-// out.
-func adjustSpec(spec *specs.Spec, a *api.ContainerAdjustment) error {
+// adjustSpec applies adjustments to a spec, and returns the environment of CDI devices. It rejects
+// adjustments that NRI's generator would leave out.
+func adjustSpec(spec *specs.Spec, a *api.ContainerAdjustment) (deviceEnv []*api.KeyValue, err error) {
 	if spec.Process == nil || spec.Linux == nil {
-		return errors.New("the spec is incomplete")
+		return nil, errors.New("the spec is incomplete")
 	}
 
 	r := a.GetLinux().GetResources()
 	switch {
-	case len(a.GetCDIDevices()) > 0:
-		return errors.New("CDI devices are not supported")
 	case r.GetBlockioClass() != nil:
-		return errors.New("block I/O classes are not supported")
+		return nil, errors.New("block I/O classes are not supported")
 	case r.GetRdtClass() != nil:
-		return errors.New("RDT classes are not supported")
+		return nil, errors.New("RDT classes are not supported")
 	}
 
 	replaceRlimits(spec.Process, a.GetRlimits())
-	if err := generate.SpecGenerator(&generator{spec}).Adjust(a); err != nil {
+	inject := func(spec *specs.Spec, devices []string) error {
+		before := slices.Clone(spec.Process.Env)
+		err := injectCDI(spec, devices)
+		deviceEnv = addedEnv(before, spec.Process.Env)
 		return err
 	}
+	if err := generate.SpecGenerator(&generator{spec}, generate.WithCDIDeviceInjector(inject)).Adjust(a); err != nil {
+		return nil, err
+	}
 	adjustMemory(spec.Linux.Resources, r.GetMemory())
+
+	return deviceEnv, nil
+}
+
+// addedEnv returns the variables of an environment that are not in an earlier one.
+func addedEnv(before, after []string) (added []*api.KeyValue) {
+	for _, v := range after {
+		if name, value, _ := strings.Cut(v, "="); !slices.Contains(before, v) {
+			added = append(added, &api.KeyValue{Key: name, Value: value})
+		}
+	}
+	return added
+}
+
+// injectCDI adds CDI devices to a spec, by the specifications in /etc/cdi and /var/run/cdi. A
+// device without a specification is an error.
+func injectCDI(spec *specs.Spec, devices []string) error {
+	cache, err := cdi.NewCache(cdi.WithAutoRefresh(false))
+	if err != nil {
+		return fmt.Errorf("CDI devices: %w", err)
+	}
+
+	unknown, err := cache.InjectDevices(spec, devices...)
+	if err != nil {
+		return fmt.Errorf("CDI devices %s: %w", strings.Join(unknown, ", "), err)
+	}
 
 	return nil
 }

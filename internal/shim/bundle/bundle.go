@@ -35,7 +35,9 @@ type Bundle struct {
 	Want annotation.Container // of the daemon; the zero value without its annotation
 	// Adjust are the adjustments of NRI plugins, nil for none.
 	Adjust *api.ContainerAdjustment
-	raw    object
+
+	deviceEnv []*api.KeyValue // of the CDI devices of plugins, after Apply
+	raw       object
 }
 
 // object is a JSON object with undecoded values.

@@ -25,12 +25,13 @@ type Exec struct {
 	env  []*api.KeyValue // of NRI plugins: Docker derives the environment from its own record
 }
 
-// Exec returns the properties of the container for its execs. Unlike the bundle it is small.
+// Exec returns the properties of the container for its execs, after Apply. Unlike the bundle it is
+// small.
 func (b *Bundle) Exec() Exec {
 	x := Exec{
 		Output: b.Want.Output,
 		want:   annotation.Container{StrictGroups: b.Want.StrictGroups, Ambient: b.Want.Ambient},
-		env:    b.Adjust.GetEnv(),
+		env:    slices.Concat(b.deviceEnv, b.Adjust.GetEnv()),
 	}
 	if b.Spec.Process != nil {
 		x.user = b.Spec.Process.User
