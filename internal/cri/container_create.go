@@ -144,11 +144,11 @@ func (s *Service) translateContainer(
 	return create, done, err
 }
 
-// accounts returns the users of an image, nil if the engine cannot open their files. It reports
-// that at the start, if it needs them.
+// accounts returns the users of an image, nil if the engine cannot open their files, or refuses to:
+// an authorization plugin or a proxy may not know the requests. The engine's own rules apply then.
 func accounts(ctx context.Context, store Accounts, log *slog.Logger, image *model.Image) (*model.Accounts, error) {
 	a, err := store.Accounts(ctx, image.ID)
-	if errdefs.IsInternal(err) {
+	if errdefs.IsInternal(err) || errdefs.IsPermissionDenied(err) || errdefs.IsNotImplemented(err) {
 		log.Warn("cannot read the users of an image; its groups may be missing", "image", image.ID, "err", err)
 		return nil, nil
 	}

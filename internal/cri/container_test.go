@@ -315,13 +315,15 @@ func TestCreateDirs(t *testing.T) {
 	}
 }
 
-// TestUnreadableUsers expects a container if the engine cannot open the image's files of users, and
-// for other failures an error without leftovers.
+// TestUnreadableUsers expects a container if the engine cannot open the image's files of users or
+// refuses to, and for other failures an error without leftovers.
 func TestUnreadableUsers(t *testing.T) {
 	for kind, created := range map[error]int{
-		errdefs.ErrInternal:    1,
-		errdefs.ErrUnavailable: 0,
-		errdefs.ErrDataLoss:    0,
+		errdefs.ErrInternal:         1,
+		errdefs.ErrPermissionDenied: 1,
+		errdefs.ErrNotImplemented:   1,
+		errdefs.ErrUnavailable:      0,
+		errdefs.ErrDataLoss:         0,
 	} {
 		t.Run(kind.Error(), func(t *testing.T) {
 			s, w := newService(t)
