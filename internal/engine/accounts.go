@@ -146,9 +146,10 @@ func (e *Engine) openFile(ctx context.Context, container, file string) (io.ReadC
 
 		to := h.Linkname
 		if !path.IsAbs(to) {
+			// #nosec G305 -- the engine resolves the path beneath the container's root
 			to = path.Join(path.Dir(file), to)
 		}
-		file = to // the engine resolves it beneath the container's root
+		file = to
 	}
 
 	return io.NopCloser(eof{}), nil
