@@ -51,19 +51,13 @@ func (w *OOMWatcher) Settle(id, pod string, killed time.Time) {
 	w.mu.Lock()
 	c := w.watched[id]
 	if c == nil { // it ended before it could be watched
-		c = w.addLocked(id, pod)
+		c = &watched{id: id, pod: pod, fd: -1}
 	}
 
 	done := make(chan struct{})
-	if c != nil {
-		w.settles = append(w.settles, settle{c, killed, done})
-		w.wakeUp()
-	}
+	w.settles = append(w.settles, settle{c, killed, done})
+	w.wakeUp()
 	w.mu.Unlock()
-
-	if c == nil {
-		return
-	}
 
 	select {
 	case <-done:
@@ -90,6 +84,19 @@ func (w *OOMWatcher) settle(s settle) {
 	w.recount(p)
 	atExit := func(seen time.Time) bool { return seen.Sub(s.killed).Abs() <= suspectTime }
 	if !s.killed.IsZero() && slices.ContainsFunc(p.seen, atExit) {
+		w.recordUnread(c)
+	}
+}
+
+// recordUnread records the kill of a container whose counter was never read, watched or not.
+func (w *OOMWatcher) recordUnread(c *watched) {
+	w.mu.Lock()
+	if c.number == 0 && w.watched[c.id] == nil {
+		c = w.addLocked(c.id, c.pod)
+	}
+	w.mu.Unlock()
+
+	if c != nil {
 		w.recordKill(c)
 	}
 }

@@ -105,11 +105,15 @@ func (p *pod) settled(id string, killed time.Time) bool {
 	p.t.Helper()
 	c := p.watched[id]
 	if c == nil {
-		c = p.addLocked(id, "pod")
+		c = &watched{id: id, pod: "pod", fd: -1}
 	}
 
+	known := len(p.watched)
 	p.settle(settle{c, killed, make(chan struct{})})
 	_, hit := p.Hit(id)
+	if !hit && len(p.watched) != known {
+		p.t.Errorf("%s without a kill is in the table", id)
+	}
 
 	return hit
 }
