@@ -77,6 +77,7 @@ type watched struct {
 	group  *Group
 	around *podGroup // with cgroup v2
 	fd     int       // an eventfd, or memory.events; -1 after it is closed
+	gone   time.Time // when its removed group was noticed, with cgroup v2
 	kills  uint64    // already recorded
 	pause  time.Duration
 }

@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// suspectTime is the longest time between the exit of a container and the first sight of the
-	// kill in a removed group of its pod that it is attributed to.
+	// suspectTime is the longest time between the removal of a container's group, or the exit of a
+	// container that was never watched, and the first sight of the kill that is attributed to it.
 	suspectTime = 5 * time.Second
 	// maxLost limits the remembered kills of a pod.
 	maxLost = 64
@@ -37,17 +37,20 @@ type podGroup struct {
 
 // settle is a request to read the counters of a container that has ended.
 type settle struct {
-	c      *watched
-	killed time.Time
-	done   chan struct{}
+	c       *watched
+	created time.Time
+	killed  time.Time
+	done    chan struct{}
 }
 
 // Settle reads the counters of a container of a pod that has ended, for a later Hit. killed is the
-// time of its exit if a SIGKILL ended it that nobody is known to have requested, or else zero. On
-// cgroup v2 such a container also counts as hit if its group was removed before its counter could
-// be read, and a process was killed in a removed group of the pod at about this time. Settle
-// returns after a second at the latest.
-func (w *OOMWatcher) Settle(id, pod string, killed time.Time) {
+// time when its exit was reported, if a SIGKILL ended it that nobody is known to have requested, or
+// else zero. On cgroup v2 such a container also counts as hit if its group was removed before its
+// counter could be read, and a process was killed in a removed group of the pod at about that time.
+// For a container that ended before it could be watched, that is any time between its creation and
+// its exit: the engine may note its start after its end. Settle returns after a second at the
+// latest.
+func (w *OOMWatcher) Settle(id, pod string, created, killed time.Time) {
 	w.mu.Lock()
 	c := w.watched[id]
 	if c == nil { // it ended before it could be watched
@@ -55,7 +58,7 @@ func (w *OOMWatcher) Settle(id, pod string, killed time.Time) {
 	}
 
 	done := make(chan struct{})
-	w.settles = append(w.settles, settle{c, killed, done})
+	w.settles = append(w.settles, settle{c, created, killed, done})
 	w.wakeUp()
 	w.mu.Unlock()
 
@@ -82,10 +85,19 @@ func (w *OOMWatcher) settle(s settle) {
 	}
 
 	w.recount(p)
-	atExit := func(seen time.Time) bool { return seen.Sub(s.killed).Abs() <= suspectTime }
-	if !s.killed.IsZero() && slices.ContainsFunc(p.seen, atExit) {
+	if !s.killed.IsZero() && slices.ContainsFunc(p.seen, s.isAt) {
 		w.recordUnread(c)
 	}
+}
+
+// isAt reports whether a kill that was seen at a time in a removed group of the pod can have ended
+// the container. The engine may report an exit many seconds after it, so the time of the report is
+// the last resort.
+func (s settle) isAt(seen time.Time) bool {
+	if gone := s.c.gone; !gone.IsZero() {
+		return seen.Sub(gone).Abs() <= suspectTime
+	}
+	return !seen.Before(s.created) && seen.Sub(s.killed) <= suspectTime
 }
 
 // recordUnread records the kill of a container whose counter was never read, watched or not.

@@ -38,14 +38,14 @@ func TestOOMOfRemovedGroups(t *testing.T) {
 	quiet.remove(t)
 
 	w.run(t)
-	w.Settle(quiet.id, "pod", time.Time{})
-	w.Settle(hit.id, "pod", time.Now())
+	w.Settle(quiet.id, "pod", time.Now(), time.Time{})
+	w.Settle(hit.id, "pod", time.Now(), time.Now().Add(time.Minute)) // reported late
 	awaitHit(t, hits, hit.id)
 	if _, hit := w.Hit(quiet.id); hit {
 		t.Error("a container that ended otherwise is recorded as hit")
 	}
 
-	w.Settle(next.id, "pod", time.Now()) // its own counter can be read
+	w.Settle(next.id, "pod", time.Now(), time.Now()) // its own counter can be read
 	if _, hit := w.Hit(next.id); hit {
 		t.Error("a container with a counter of zero is recorded as hit")
 	}
@@ -109,7 +109,7 @@ func (p *pod) settled(id string, killed time.Time) bool {
 	}
 
 	known := len(p.watched)
-	p.settle(settle{c, killed, make(chan struct{})})
+	p.settle(settle{c, killed.Add(-time.Minute), killed, make(chan struct{})})
 	_, hit := p.Hit(id)
 	if !hit && len(p.watched) != known {
 		p.t.Errorf("%s without a kill is in the table", id)
@@ -159,11 +159,16 @@ func TestPodGroup(t *testing.T) {
 		"reported late": {func(p *pod) {
 			p.put("", 1)
 			p.remove("a")
-			p.pods["/pod"].seen[0] = now.Add(-2 * suspectTime)
-			p.put("", 2)
+		}, "a", now.Add(10 * suspectTime), true},
+		"another kill long after it": {func(p *pod) {
+			p.remove("a")
+			p.watched["a"].gone = now.Add(-2 * suspectTime)
+			p.put("", 1)
 			p.remove("b")
-		}, "a", now.Add(-2 * suspectTime), true},
-		"own counter": {func(p *pod) { p.put("", 1) }, "a", now, false},
+		}, "a", now, false},
+		"not watched, reported late": {func(p *pod) { p.put("", 1) }, "c", now.Add(10 * suspectTime), true},
+		"not watched, created later": {func(p *pod) { p.put("", 1) }, "c", now.Add(2 * time.Minute), false},
+		"own counter":                {func(p *pod) { p.put("", 1) }, "a", now, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPod(t, "a", "b")

@@ -19,7 +19,7 @@ type OOM interface {
 	// Settle makes Hit complete for a container of a pod that has ended. killed is the time of its
 	// exit if a SIGKILL ended it that nobody requested from the engine, or else zero. It may wait
 	// for a second, unlike the others.
-	Settle(id, pod string, killed time.Time)
+	Settle(id, pod string, created, killed time.Time)
 	// Hit returns when the kernel last killed a process of a watched container for lack of memory.
 	Hit(id string) (at time.Time, hit bool)
 	// Forget ends the watch of a container that was removed or started again.
@@ -30,7 +30,7 @@ type OOM interface {
 type noOOM struct{}
 
 func (noOOM) Watch(string, string, int, time.Time) {}
-func (noOOM) Settle(string, string, time.Time)     {}
+func (noOOM) Settle(_, _ string, _, _ time.Time)   {}
 func (noOOM) Hit(string) (time.Time, bool)         { return time.Time{}, false }
 func (noOOM) Forget(string)                        {}
 
@@ -54,14 +54,13 @@ func (v *View) settleOOM(id model.ContainerID, exitCode int, ended time.Time) {
 		v.mu.Unlock()
 		return
 	}
-	pod := e.object.Container.SandboxID
-	killed := time.Time{}
+	c, killed := e.object.Container, time.Time{}
 	if (exitCode == killedCode || exitCode == lostCode) && !e.pending.killed {
 		killed = v.endOfLocked(id, ended)
 	}
 	v.mu.Unlock()
 
-	v.oom.Settle(string(id), string(pod), killed)
+	v.oom.Settle(string(id), string(c.SandboxID), c.CreatedAt, killed)
 }
 
 // isOOMLocked reports whether the OOM killer caused an exit that the engine did not mark as such.

@@ -22,8 +22,8 @@ type fakeOOM struct {
 
 func (f *fakeOOM) Watch(id, _ string, pid int, _ time.Time) { f.watched[id] = pid }
 
-func (f *fakeOOM) Settle(id, pod string, killed time.Time) {
-	f.settled = append(f.settled, fmt.Sprintf("%s of %s, killed %v", id, pod, !killed.IsZero()))
+func (f *fakeOOM) Settle(id, pod string, created, killed time.Time) {
+	f.settled = append(f.settled, fmt.Sprintf("%s of %s, created %v, killed %v", id, pod, !created.IsZero(), !killed.IsZero()))
 	if at, ok := f.late[id]; ok && killed.Equal(at) {
 		f.hits[id] = at
 	}
@@ -148,10 +148,10 @@ func TestOOMIsSettled(t *testing.T) {
 		settled   string
 		want      string
 	}{
-		"killed":              {137, false, "c of pod, killed true", "OOMKilled"},
-		"killed by request":   {137, true, "c of pod, killed false", "Error"},
-		"failed":              {1, false, "c of pod, killed false", "Error"},
-		"exit status is lost": {255, false, "c of pod, killed true", "Error"},
+		"killed":              {137, false, "c of pod, created true, killed true", "OOMKilled"},
+		"killed by request":   {137, true, "c of pod, created true, killed false", "Error"},
+		"failed":              {1, false, "c of pod, created true, killed false", "Error"},
+		"exit status is lost": {255, false, "c of pod, created true, killed true", "Error"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, byEvent := range []bool{true, false} {
