@@ -74,12 +74,12 @@ type watched struct {
 	signals   uint64 // received on the eventfd
 
 	// Only used by Run.
-	group  *Group
-	around *podGroup // with cgroup v2
-	fd     int       // an eventfd, or memory.events; -1 after it is closed
-	gone   time.Time // when its removed group was noticed, with cgroup v2
-	kills  uint64    // already recorded
-	pause  time.Duration
+	group   *Group
+	around  *podGroup // with cgroup v2
+	fd      int       // an eventfd, or memory.events; -1 after it is closed
+	removed time.Time // when its removed group was noticed, with cgroup v2
+	kills   uint64    // already recorded
+	pause   time.Duration
 }
 
 // NewOOMWatcher returns a watcher. In the goroutine of Run it calls hit with the ID of each

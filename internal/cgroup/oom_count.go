@@ -82,7 +82,7 @@ func (w *OOMWatcher) count(c *watched) {
 
 	switch {
 	case err != nil && c.group.V2():
-		c.gone = time.Now()
+		c.removed = time.Now()
 		c.close()
 	case err != nil && c.signals > 1: // the removal itself is one signal
 		w.recordKill(c)

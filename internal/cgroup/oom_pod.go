@@ -94,8 +94,8 @@ func (w *OOMWatcher) settle(s settle) {
 // the container. The engine may report an exit many seconds after it, so the time of the report is
 // the last resort.
 func (s settle) isAt(seen time.Time) bool {
-	if gone := s.c.gone; !gone.IsZero() {
-		return seen.Sub(gone).Abs() <= suspectTime
+	if removed := s.c.removed; !removed.IsZero() {
+		return seen.Sub(removed).Abs() <= suspectTime
 	}
 	return !seen.Before(s.created) && seen.Sub(s.killed) <= suspectTime
 }

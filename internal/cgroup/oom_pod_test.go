@@ -162,7 +162,7 @@ func TestPodGroup(t *testing.T) {
 		}, "a", now.Add(10 * suspectTime), true},
 		"another kill long after it": {func(p *pod) {
 			p.remove("a")
-			p.watched["a"].gone = now.Add(-2 * suspectTime)
+			p.watched["a"].removed = now.Add(-2 * suspectTime)
 			p.put("", 1)
 			p.remove("b")
 		}, "a", now, false},

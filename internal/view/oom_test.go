@@ -23,7 +23,8 @@ type fakeOOM struct {
 func (f *fakeOOM) Watch(id, _ string, pid int, _ time.Time) { f.watched[id] = pid }
 
 func (f *fakeOOM) Settle(id, pod string, created, killed time.Time) {
-	f.settled = append(f.settled, fmt.Sprintf("%s of %s, created %v, killed %v", id, pod, !created.IsZero(), !killed.IsZero()))
+	times := fmt.Sprintf("created %v, killed %v", !created.IsZero(), !killed.IsZero())
+	f.settled = append(f.settled, fmt.Sprintf("%s of %s, %s", id, pod, times))
 	if at, ok := f.late[id]; ok && killed.Equal(at) {
 		f.hits[id] = at
 	}
