@@ -37,6 +37,12 @@ cluster: engines ## a kubeadm cluster of NODES (3): CNI=flannel, bridge or ciliu
 	$(if $(filter cilium,$(CNI)),hack/cilium.sh)
 	$(GO) test -count=1 -v -timeout 60m ./test/cluster -nodes $(or $(NODES),3) $(if $(DRILLS),-drills,-full) \
 		-cni $(or $(CNI),flannel)$(if $(filter replaced,$(KUBE_PROXY)),-no-kube-proxy)
+e2e-cluster: engines ## Kubernetes' conformance tests of nodes, network and storage on a cluster of NODES (3); FOCUS, SKIP, SHARD=1/4, PROCS (4), RESUME=1, CNI, ENGINE
+	hack/kubernetes.sh cluster kubelet e2e && hack/busybox.sh
+	$(if $(filter cilium,$(CNI)),hack/cilium.sh)
+	$(GO) test -count=1 -v -timeout 7h ./test/cluster -nodes $(or $(NODES),3) -cni $(or $(CNI),flannel) \
+		-focus '$(or $(FOCUS),\[sig-(node|network|storage)\].*\[Conformance\])' $(if $(SKIP),-exclude '$(SKIP)') \
+		-procs $(or $(PROCS),4) $(if $(SHARD),-shard $(SHARD)) $(if $(RESUME),-resume)
 e2e-node: engines ## Kubernetes' suite of nodes, the metrics tests; FOCUS='\[NodeConformance\]' PROCS=4 for all of it; SKIP, ENGINE=29, CRI_STATS=false, RESUME=1
 	hack/kubernetes.sh e2e-node && hack/busybox.sh
 	$(GO) run ./test/nodeconformance $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)') -procs $(or $(PROCS),1) \
@@ -82,4 +88,4 @@ deps:
 	hack/install-deps.sh test
 engines: deps
 	hack/docker29.sh && $(if $(filter 20.10 29,$(ENGINE)),,hack/docker26.sh && )hack/criu.sh && hack/kubernetes.sh kubelet && hack/cni-plugins.sh
-.PHONY: help nri-storm vm install uninstall conformance-node repo chaos load hang bench-heartbeat bench-starts bench-shim bench-containerd audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint style clean deps engines
+.PHONY: help nri-storm e2e-cluster vm install uninstall conformance-node repo chaos load hang bench-heartbeat bench-starts bench-shim bench-containerd audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint style clean deps engines

@@ -24,6 +24,7 @@ var (
 	cni    = flag.String("cni", "flannel", "pod network: flannel, bridge, cilium or cilium-no-kube-proxy")
 	full   = flag.Bool("full", false, "run all checks")
 	drills = flag.Bool("drills", false, "inject faults instead of the checks")
+	focus  = flag.String("focus", "", "run tests of Kubernetes' suite with these names instead, a regular expression")
 )
 
 // engine returns the version of Docker Engine: the one in the environment variable ENGINE, else
@@ -57,7 +58,8 @@ func binary(t *testing.T, name string) string {
 type cluster struct {
 	network podNetwork
 	nodes   []*nodes.Node
-	names   string // of the nodes, one per line
+	names   string           // of the nodes, one per line
+	suite   *kubernetesSuite // nil without -focus
 }
 
 // sh runs a command from the documentation on the control plane.
@@ -80,9 +82,14 @@ func (c *cluster) apply(t *testing.T, name string) {
 }
 
 // TestCluster creates a cluster and uses it. With -drills it injects faults instead; with -full it
-// runs all checks, and the drills after them.
+// runs all checks, and the drills after them. With -focus it runs Kubernetes' own tests.
 func TestCluster(t *testing.T) {
 	c := start(t)
+	if *focus != "" {
+		c.testSuite(t)
+		return
+	}
+
 	if !*drills || *full {
 		c.testAll(t)
 	}

@@ -9,6 +9,7 @@ import (
 	"cri-dockerd/test/engines"
 	"cri-dockerd/test/nodes"
 	"cri-dockerd/test/registry"
+	"cri-dockerd/test/suite"
 )
 
 // startNode starts a node with the daemon and the requirements of kubeadm. mirror is a registry
@@ -34,6 +35,9 @@ func (c *cluster) startNode(t *testing.T, w *nodes.Network, control bool, mirror
 	if c.network.configure != nil {
 		c.network.configure(t, &config)
 	}
+	if c.suite != nil {
+		suite.Configure(t, &config, c.suite.report, c.suite.authority, suiteSet, suiteProgram)
+	}
 
 	n := nodes.StartWithDaemon(t, config)
 	n.Run(t, "systemctl", "enable", "kubelet.service")
@@ -58,6 +62,9 @@ func start(t *testing.T) *cluster {
 	}
 
 	hub := registry.Serve(t, l)
+	if *focus != "" {
+		c.suite = newSuite(t, w)
+	}
 	for i := range *size {
 		c.nodes = append(c.nodes, c.startNode(t, w, i == 0, hub.Host))
 		c.names += c.nodes[i].Name + "\n"

@@ -80,7 +80,7 @@ func baseFiles(tb engines.TB) []engines.File {
 			Header:  tar.Header{Name: "tools", Mode: 0o755},
 			Content: build(tb, "cri-dockerd/test/suite/tools"),
 		})
-	for _, tool := range []string{"curl", "bash"} {
+	for _, tool := range []string{"curl", "bash", "dig", "getent"} {
 		files = append(files, engines.File{Header: tar.Header{
 			Name:     "bin/" + tool,
 			Typeflag: tar.TypeSymlink,

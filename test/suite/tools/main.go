@@ -1,5 +1,6 @@
 // Command tools replaces tools of the suite's images missing in busybox: curl (only GET of the last
-// argument) and bash (runs sh). The name of the program selects the tool.
+// argument), bash (runs sh), dig and getent (with the suite's arguments). The name of the program
+// selects the tool.
 package main
 
 import (
@@ -26,6 +27,10 @@ func run(name string, args []string) error {
 		return get(args[len(args)-1])
 	case "bash":
 		return syscall.Exec("/bin/sh", append([]string{"sh"}, args...), os.Environ())
+	case "dig":
+		return dig(args)
+	case "getent":
+		return getent(args)
 	}
 
 	return fmt.Errorf("%s: unknown tool", name)
