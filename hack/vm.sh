@@ -7,7 +7,8 @@
 #   MIRROR  Debian mirror for the guest (the one that apt of this machine uses)
 set -euo pipefail
 suite=bookworm
-services="docker.io containerd apparmor containernetworking-plugins busybox-static iproute2 iptables jq kmod procps"
+services="docker.io containerd apparmor containernetworking-plugins busybox-static criu iproute2 iptables jq kmod
+	procps"
 system="systemd systemd-sysv dbus udev openssh-server ca-certificates curl strace less linux-image-cloud-amd64"
 
 install_packages() {

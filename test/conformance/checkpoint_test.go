@@ -23,7 +23,7 @@ while true; do i=$((i + 1)); echo $i > /tmp/count; sleep 0.1; done`
 // TestCheckpoint checks the archive of CheckpointContainer, that the container continues to run,
 // and what is refused.
 func TestCheckpoint(t *testing.T) {
-	eachShim(t, func(t *testing.T, n *node) {
+	eachFeature(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		c := n.start(t, pod, cfg, sh(counter))
@@ -38,12 +38,15 @@ func TestCheckpoint(t *testing.T) {
 			return err
 		}
 
-		err := checkpoint(c)
-		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "criu") {
-			t.Errorf("without criu: %v", err)
+		if *endpoint == "" {
+			err := checkpoint(c)
+			if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "criu") {
+				t.Errorf("without criu: %v", err)
+			}
+			assertEmptyDir(t, dir)
+			n.eng.InstallCRIU(t)
 		}
-		assertEmptyDir(t, dir)
-		n.eng.InstallCRIU(t)
+
 		if err := checkpoint(pod); status.Code(err) != codes.NotFound {
 			t.Errorf("checkpoint of a sandbox: %v", err)
 		}
@@ -70,9 +73,13 @@ func TestCheckpoint(t *testing.T) {
 		}
 
 		var config struct{ ID, Name, RootfsImageName, Runtime string }
-		err = json.Unmarshal(files["config.dump"], &config)
+		err := json.Unmarshal(files["config.dump"], &config)
 		if err != nil || config.ID != c || config.RootfsImageName != n.image {
 			t.Errorf("config: %+v, %v", config, err)
+		}
+
+		if n.eng == nil { // the archive of containerd 2.4 has no end
+			return
 		}
 
 		layer := readTar(t, strings.NewReader(string(files["rootfs-diff.tar"])))

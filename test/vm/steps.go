@@ -32,6 +32,11 @@ var all = []step{
 	{"conformance", "the conformance suite", 2 * time.Hour, []string{"conformance"}},
 	{"apparmor", "AppArmor profiles", 20 * time.Minute, []string{"suite TestAppArmor"}},
 	{"oom", "reasons of 200 OOM kills", time.Hour, []string{"suite TestOOMReasons -oom-kills 200"}},
+	{"features", "what Docker's API lacks, by the containerd shim", 30 * time.Minute, []string{
+		"suite 'TestStrictGroups|TestAmbientCapabilities|TestLimitsOfTheFirstProcess|TestMountOptions|" +
+			"TestUserNamespace$|TestUserNamespaceVolumes|TestUserNamespaceRules'",
+	}},
+	{"checkpoint", "a checkpoint with Debian's criu", 20 * time.Minute, []string{"suite 'TestCheckpoint$'"}},
 	{"psi", "pressure in the stats", 10 * time.Minute, []string{"suite TestPressure"}},
 	{"limits", "limits over reloads of systemd and updates", 30 * time.Minute, []string{"suite TestLimitsAreKept"}},
 	{"reboot", "pods over a restart of the node", 30 * time.Minute, []string{"reboot-before", "reboot-after"}},
@@ -44,8 +49,8 @@ var all = []step{
 var standard = []string{
 	"deb", "check", "check-pod", "units", "apparmor", "oom", "psi", "limits", "reboot", "kubelet", "conformance",
 	"check-pod@cgroupfs", "oom@cgroupfs", "limits@cgroupfs", "kubelet@cgroupfs", "conformance@cgroupfs",
-	"check@29", "check-pod@29", "apparmor@29", "oom@29", "psi@29", "limits@29", "reboot@29", "kubelet@29",
-	"conformance@29", "upgrade", "upgrade-live",
+	"check@29", "check-pod@29", "features@29", "checkpoint@29", "apparmor@29", "oom@29", "psi@29", "limits@29",
+	"reboot@29", "kubelet@29", "conformance@29", "upgrade", "upgrade-live",
 }
 
 // selection is a step on one kind of engine.
