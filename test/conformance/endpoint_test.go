@@ -17,6 +17,7 @@ import (
 
 	"cri-dockerd/test/engines"
 	"cri-dockerd/test/nodes"
+	"cri-dockerd/test/peer"
 )
 
 // endpointNode connects to the runtime at -endpoint. With Docker it also uses the engine.
@@ -98,6 +99,11 @@ var nodeTests = flag.String("node-tests",
 	"TestVersion|TestCgroupParent|TestResources|TestHugepages|TestNestedGroups|TestStats$|TestMetrics$|TestOOMKilled",
 	"tests of TestEndpointOfANode")
 
+// foreignTimeout limits the tests of TestForeignRuntime.
+const foreignTimeout = "5m"
+
+var foreignTests = flag.String("foreign-tests", ".", "tests of TestForeignRuntime")
+
 // nodeNetwork is a pod network with the standard plugins.
 const nodeNetwork = `{"cniVersion": "1.0.0", "name": "test", "plugins": [
 	{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
@@ -130,6 +136,26 @@ func TestShimOfANode(t *testing.T) {
 	n.Run(t, "systemctl", "restart", "cri-docker")
 	runInNode(t, n, "^(TestPodLifecycle|TestContainerLifecycle|TestProcess|TestUser|TestExecSync|TestPidTarget|"+
 		"TestResources|TestCgroupParent|TestOOM.*|TestShimIsUsed)$")
+}
+
+// TestForeignRuntime runs tests on containerd's CRI. They follow the text of the CRI only, so a
+// wrong expectation fails there, too.
+func TestForeignRuntime(t *testing.T) {
+	t.Parallel()
+	skipAtEndpoint(t)
+	n := newNode(t, engines.V29)
+	p := peer.Start(t.Context(), t, n.eng)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	out, err := n.eng.Command(self, "-test.v", "-test.timeout="+foreignTimeout, "-endpoint=unix://"+p.Socket,
+		"-image="+p.Busybox, "-test.run="+*foreignTests).CombinedOutput()
+	t.Logf("%s", out)
+	if err != nil || !strings.Contains(string(out), "--- PASS: ") {
+		t.Errorf("tests on containerd's CRI: %v", err)
+	}
 }
 
 // TestShimIsUsed checks that pods run under the shim exactly if Status has its condition. It also

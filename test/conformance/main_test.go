@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"cri-dockerd/test/engines"
 )
 
@@ -107,6 +109,34 @@ func skipAtEndpoint(t *testing.T) {
 	t.Helper()
 	if *endpoint != "" {
 		t.Skip(needsPrivate)
+	}
+}
+
+// eachFeature is eachShim for tests of what Docker's API lacks. With -endpoint they run there if
+// the runtime has Strict groups.
+func eachFeature(t *testing.T, test func(*testing.T, *node)) {
+	if *endpoint == "" {
+		eachShim(t, test)
+		return
+	}
+
+	t.Parallel()
+	n := endpointNode()
+	s, err := n.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	skipUnlessReported(t, s.GetFeatures().GetSupplementalGroupsPolicy(), "features beyond Docker's API")
+	test(t, n)
+}
+
+// skipUnlessReported skips a test of a feature that the runtime at -endpoint does not report. Our
+// own nodes must have every feature.
+func skipUnlessReported(t *testing.T, reported bool, feature string) {
+	t.Helper()
+	if *endpoint != "" && !reported {
+		t.Skipf("the runtime has no %s", feature)
 	}
 }
 

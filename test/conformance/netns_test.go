@@ -2,11 +2,13 @@ package conformance
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -60,10 +62,40 @@ func (n *node) assertNetNSMode(t *testing.T, id, want string) {
 	}
 }
 
+// pid returns the process ID of a pod's pause, or of a container's main process.
+func (n *node) pid(t *testing.T, id string) string {
+	t.Helper()
+	if n.eng != nil {
+		return n.inspect(t, id, ".State.Pid")
+	}
+
+	// containerd and CRI-O have it here.
+	var info struct{ PID int }
+	var text string
+	c, err := n.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
+	if text = c.GetInfo()["info"]; err != nil {
+		var p *runtimeapi.PodSandboxStatusResponse
+		p, err = n.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{
+			PodSandboxId: id,
+			Verbose:      true,
+		})
+		text = p.GetInfo()["info"]
+	}
+
+	if err == nil {
+		err = json.Unmarshal([]byte(text), &info)
+	}
+	if err != nil || info.PID == 0 {
+		t.Fatalf("process of %s: %v, %q", id, err, text)
+	}
+
+	return strconv.Itoa(info.PID)
+}
+
 // procStatus returns a field of /proc/<pid>/status of a container's main process.
 func (n *node) procStatus(t *testing.T, id, field string) string {
 	t.Helper()
-	for line := range strings.Lines(n.run(t, "cat", "/proc/"+n.inspect(t, id, ".State.Pid")+"/status")) {
+	for line := range strings.Lines(n.run(t, "cat", "/proc/"+n.pid(t, id)+"/status")) {
 		if rest, ok := strings.CutPrefix(line, field+":"); ok {
 			return strings.Join(strings.Fields(rest), " ")
 		}

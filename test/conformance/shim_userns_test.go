@@ -35,6 +35,14 @@ func (n *node) usernsPod(t *testing.T) *runtimeapi.PodSandboxConfig {
 	return cfg
 }
 
+// usernsContainer returns the configuration of a container in a pod. Kubelets send the namespaces
+// of the pod with each container.
+func (n *node) usernsContainer(cfg *runtimeapi.PodSandboxConfig) *runtimeapi.ContainerConfig {
+	cc := n.containerConfig(sh("sleep 1000"))
+	cc.Linux.SecurityContext.NamespaceOptions = cfg.Linux.SecurityContext.NamespaceOptions
+	return cc
+}
+
 // mapped returns a mount with the mappings of userns.
 func mapped(host, container string) *runtimeapi.Mount {
 	return &runtimeapi.Mount{
@@ -48,14 +56,14 @@ func mapped(host, container string) *runtimeapi.Mount {
 // TestUserNamespace checks a pod with a user namespace (CRI UserNamespace): root inside is nobody
 // outside, in the pause, a container and an exec.
 func TestUserNamespace(t *testing.T) {
-	eachShim(t, func(t *testing.T, n *node) {
+	eachFeature(t, func(t *testing.T, n *node) {
 		if !n.hasFeature(t, (*runtimeapi.RuntimeHandlerFeatures).GetUserNamespaces) {
 			t.Error("the runtime handler does not report user namespaces")
 		}
 
 		cfg := n.usernsPod(t)
 		pod := n.runPod(t, cfg)
-		c := n.start(t, pod, cfg, sh("sleep 1000"))
+		c := n.startConfig(t, pod, cfg, n.usernsContainer(cfg))
 		for _, id := range []string{pod, c} {
 			if got := strings.Fields(n.procStatus(t, id, "Uid"))[0]; got != "1048576" {
 				t.Errorf("user of %s on the node: %s, want 1048576", id, got)
@@ -66,7 +74,7 @@ func TestUserNamespace(t *testing.T) {
 		}
 
 		ns := func(id, kind string) string {
-			return n.run(t, "readlink", "/proc/"+n.inspect(t, id, ".State.Pid")+"/ns/"+kind)
+			return n.run(t, "readlink", "/proc/"+n.pid(t, id)+"/ns/"+kind)
 		}
 		if ns(pod, "user") != ns(c, "user") || ns(pod, "user") == n.run(t, "readlink", "/proc/1/ns/user") {
 			t.Errorf("user namespaces: pause %s, container %s", ns(pod, "user"), ns(c, "user"))
@@ -113,7 +121,7 @@ func (n *node) assertNoStage(t *testing.T) {
 
 // TestUserNamespaceVolumes checks the owners of volumes with and without mappings.
 func TestUserNamespaceVolumes(t *testing.T) {
-	eachShim(t, func(t *testing.T, n *node) {
+	eachFeature(t, func(t *testing.T, n *node) {
 		dir := n.tempDir(t)
 		if err := os.Chmod(dir, 0o755); err != nil { // nobody reads it without a mapping
 			t.Fatal(err)
@@ -136,7 +144,7 @@ func TestUserNamespaceVolumes(t *testing.T) {
 
 		cfg := n.usernsPod(t)
 		pod := n.runPod(t, cfg)
-		cc := n.containerConfig(sh("sleep 1000"))
+		cc := n.usernsContainer(cfg)
 		cc.Mounts = []*runtimeapi.Mount{
 			mapped(dir, "/mapped"),
 			{HostPath: dir, ContainerPath: "/plain"},
@@ -223,9 +231,18 @@ func (n *node) copyOut(t *testing.T, id, path string) *tar.Header {
 	return h
 }
 
+// assertForbidden expects the error of a request that the CRI forbids. Ours names the field.
+func (n *node) assertForbidden(t *testing.T, name string, err error, field string) {
+	t.Helper()
+	named := status.Code(err) == codes.InvalidArgument && strings.Contains(err.Error(), field)
+	if err == nil || n.eng != nil && !named {
+		t.Errorf("%s: %v, want InvalidArgument with the field", name, err)
+	}
+}
+
 // TestUserNamespaceRules checks the requests that the CRI forbids (CRI UserNamespace).
 func TestUserNamespaceRules(t *testing.T) {
-	eachShim(t, func(t *testing.T, n *node) {
+	eachFeature(t, func(t *testing.T, n *node) {
 		for name, change := range map[string]func(*runtimeapi.NamespaceOption){
 			"mode CONTAINER": func(o *runtimeapi.NamespaceOption) {
 				o.UsernsOptions.Mode = runtimeapi.NamespaceMode_CONTAINER
@@ -239,7 +256,6 @@ func TestUserNamespaceRules(t *testing.T) {
 			},
 			"no mapping":   func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Gids = nil },
 			"no root":      func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Uids[0].ContainerId = 1 },
-			"root outside": func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Uids[0].HostId = 0 },
 			"no IDs":       func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Uids[0].Length = 0 },
 			"too many IDs": func(o *runtimeapi.NamespaceOption) { o.UsernsOptions.Uids[0].Length = 1<<32 - 1 },
 			"host network": func(o *runtimeapi.NamespaceOption) { o.Network = runtimeapi.NamespaceMode_NODE },
@@ -249,9 +265,14 @@ func TestUserNamespaceRules(t *testing.T) {
 			cfg := n.usernsPod(t)
 			change(cfg.Linux.SecurityContext.NamespaceOptions)
 			_, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg})
-			if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "namespace_options") {
-				t.Errorf("%s: %v, want InvalidArgument with the field", name, err)
-			}
+			n.assertForbidden(t, name, err, "namespace_options")
+		}
+
+		if n.eng != nil { // more than the CRI forbids
+			cfg := n.usernsPod(t)
+			cfg.Linux.SecurityContext.NamespaceOptions.UsernsOptions.Uids[0].HostId = 0
+			_, err := n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg})
+			n.assertForbidden(t, "root outside", err, "namespace_options")
 		}
 
 		cfg := n.podConfig(t)
@@ -263,15 +284,13 @@ func TestUserNamespaceRules(t *testing.T) {
 			t.Errorf("user of a pod with mode NODE: %s", got)
 		}
 
-		cc := n.containerConfig(sh("sleep 1000"))
+		cc := n.usernsContainer(cfg)
 		cc.Mounts = []*runtimeapi.Mount{mapped("/tmp", "/v")}
 		_, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
 			PodSandboxId:  pod,
 			Config:        cc,
 			SandboxConfig: cfg,
 		})
-		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "uidMappings") {
-			t.Errorf("mapped mount in a pod without a user namespace: %v", err)
-		}
+		n.assertForbidden(t, "mapped mount in a pod without a user namespace", err, "uidMappings")
 	})
 }

@@ -1,4 +1,5 @@
-package main
+// Package peer runs containerd with its CRI plugins beside the engine of a test, for comparisons.
+package peer
 
 import (
 	"bytes"
@@ -21,9 +22,9 @@ import (
 	"cri-dockerd/test/registry"
 )
 
-// peerConfig configures containerd with its CRI plugins. Arguments: directory, image of the pause,
+// config configures containerd with its CRI plugins. Arguments: directory, image of the pause,
 // OCI runtime, directories of the CNI plugins in TOML.
-const peerConfig = `version = 3
+const config = `version = 3
 root = "%[1]s/root"
 state = "%[1]s/state"
 [grpc]
@@ -32,6 +33,7 @@ state = "%[1]s/state"
   sandbox = "%[2]s"
 [plugins.'io.containerd.cri.v1.runtime']
   restrict_oom_score_adj = true
+  disable_hugetlb_controller = false
 [plugins.'io.containerd.cri.v1.runtime'.cni]
   bin_dirs = [%[4]s]
   conf_dir = "%[1]s/net.d"
@@ -45,51 +47,53 @@ state = "%[1]s/state"
   disable_tcp_service = true
 `
 
-// peerNetwork is the network of the peer's pods.
-const peerNetwork = `{"cniVersion": "1.0.0", "name": "peer", "plugins": [{
+// network is the network of the peer's pods.
+const network = `{"cniVersion": "1.0.0", "name": "peer", "plugins": [{
 	"type": "bridge", "bridge": "peer0", "isGateway": true,
 	"ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.99.0.0/24"}]]}}]}`
 
-// peer is containerd with its CRI.
-type peer struct {
-	runtime runtimeapi.RuntimeServiceClient
-	images  images
-	socket  string
+// Peer is a running containerd.
+type Peer struct {
+	Runtime runtimeapi.RuntimeServiceClient
+	Busybox string // image
+	Socket  string // of the CRI
 }
 
-// startPeer starts containerd with its CRI in the engine's namespaces. It ends with the engine. The
+// Start starts containerd with its CRI in the engine's namespaces. It ends with the engine. The
 // containerd is always that of the Docker 29 build.
-func startPeer(ctx context.Context, h *harness, e *engines.Engine) *peer {
+func Start(ctx context.Context, tb engines.TB, e *engines.Engine) *Peer {
+	tb.Helper()
 	bin := filepath.Join(engines.Cache(), "docker-29")
 	dir := filepath.Join(e.Dir, "peer")
 	if _, err := os.Stat(filepath.Join(bin, "containerd")); err != nil {
-		h.Fatalf("bench: containerd is not built; run hack/docker29.sh: %v", err)
+		tb.Fatalf("peer: containerd is not built; run hack/docker29.sh: %v", err)
 	}
 
 	if err := os.MkdirAll(filepath.Join(dir, "net.d"), 0o755); err != nil {
-		h.Fatalf("bench: %v", err)
+		tb.Fatalf("peer: %v", err)
 	}
 
 	wrapper := filepath.Join(dir, "runc")
-	engines.Build(h, wrapper, "cri-dockerd/test/engines/helper", "-X main.runc="+filepath.Join(bin, "runc"), false)
-	images := peerImages(ctx, h, e)
+	engines.Build(tb, wrapper, "cri-dockerd/test/engines/helper", "-X main.runc="+filepath.Join(bin, "runc"), false)
+	images := push(ctx, tb, e)
 	var plugins []string
-	for _, d := range defaultBinDirs() {
+	for _, d := range PluginDirs() {
 		plugins = append(plugins, fmt.Sprintf("%q", d))
 	}
 
 	for file, content := range map[string]string{
-		"config.toml":         fmt.Sprintf(peerConfig, dir, images.pause, wrapper, strings.Join(plugins, ", ")),
-		"net.d/peer.conflist": fmt.Sprintf(peerNetwork, filepath.Join(dir, "leases")),
+		"config.toml":         fmt.Sprintf(config, dir, images.pause, wrapper, strings.Join(plugins, ", ")),
+		"net.d/peer.conflist": fmt.Sprintf(network, filepath.Join(dir, "leases")),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, file), []byte(content), 0o644); err != nil {
-			h.Fatalf("bench: %v", err)
+			tb.Fatalf("peer: %v", err)
 		}
 	}
 
-	e.Background(h, "peer", "env", "PATH="+bin+":/usr/sbin:/usr/bin:/sbin:/bin",
+	path := bin + ":" + filepath.Join(engines.Cache(), "criu") + ":/usr/sbin:/usr/bin:/sbin:/bin"
+	e.Background(tb, "peer", "env", "PATH="+path,
 		filepath.Join(bin, "containerd"), "--config", filepath.Join(dir, "config.toml"))
-	clients := engines.Connect(h, "unix://"+filepath.Join(dir, "sock"))
+	clients := engines.Connect(tb, "unix://"+filepath.Join(dir, "sock"))
 	var err error
 	ready := func() bool {
 		callCtx, cancel := context.WithTimeout(ctx, time.Second)
@@ -98,54 +102,55 @@ func startPeer(ctx context.Context, h *harness, e *engines.Engine) *peer {
 		return err == nil
 	}
 	if !engines.Within(time.Minute, ready) {
-		h.Fatalf("bench: containerd does not respond: %v; see %s", err, filepath.Join(e.Dir, "peer.log"))
+		tb.Fatalf("peer: containerd does not respond: %v; see %s", err, filepath.Join(e.Dir, "peer.log"))
 	}
 
 	if _, err := clients.Image.PullImage(ctx,
 		&runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: images.busybox}}); err != nil {
-		h.Fatalf("bench: containerd: %v", err)
+		tb.Fatalf("peer: containerd: %v", err)
 	}
 
-	return &peer{clients.Runtime, images, filepath.Join(dir, "sock")}
+	return &Peer{clients.Runtime, images.busybox, filepath.Join(dir, "sock")}
 }
 
 // images are the names of the peer's images.
 type images struct{ pause, busybox string }
 
-// peerImages pushes the daemon's pause image and the engine's busybox to a registry for containerd.
-func peerImages(ctx context.Context, h *harness, e *engines.Engine) images {
-	store := registry.Serve(h, e.Listen(h, "127.0.0.1:0"))
+// push pushes the daemon's pause image and the engine's busybox to a registry for containerd.
+func push(ctx context.Context, tb engines.TB, e *engines.Engine) images {
+	tb.Helper()
+	store := registry.Serve(tb, e.Listen(tb, "127.0.0.1:0"))
 	put := func(name string, archive []byte) string {
 		image, err := tarball.Image(func() (io.ReadCloser, error) {
 			return io.NopCloser(bytes.NewReader(archive)), nil
 		}, nil)
 		if err != nil {
-			h.Fatalf("bench: image %s: %v", name, err)
+			tb.Fatalf("peer: image %s: %v", name, err)
 		}
-		return store.Put(h, name, "peer", image)
+		return store.Put(tb, name, "peer", image)
 	}
 
 	embedded, err := pause.New("amd64")
 	if err != nil {
-		h.Fatalf("bench: %v", err)
+		tb.Fatalf("peer: %v", err)
 	}
 
-	saved, err := e.Docker(h).ImageSave(ctx, []string{engines.Busybox}, client.ImageSaveWithPlatforms())
+	saved, err := e.Docker(tb).ImageSave(ctx, []string{engines.Busybox}, client.ImageSaveWithPlatforms())
 	if err != nil {
-		h.Fatalf("bench: save %s: %v", engines.Busybox, err)
+		tb.Fatalf("peer: save %s: %v", engines.Busybox, err)
 	}
 
 	busybox, err := io.ReadAll(saved)
 	if err = errors.Join(err, saved.Close()); err != nil {
-		h.Fatalf("bench: save %s: %v", engines.Busybox, err)
+		tb.Fatalf("peer: save %s: %v", engines.Busybox, err)
 	}
 
 	return images{pause: put("pause", embedded.Archive), busybox: put("busybox", busybox)}
 }
 
-// peerNetNS returns the path of a containerd pod's network namespace inside the engine's
+// NetNS returns the path of a containerd pod's network namespace inside the engine's
 // namespaces.
-func peerNetNS(ctx context.Context, runtime runtimeapi.RuntimeServiceClient, pod string) (string, error) {
+func NetNS(ctx context.Context, runtime runtimeapi.RuntimeServiceClient, pod string) (string, error) {
 	r, err := runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod, Verbose: true})
 	if err != nil {
 		return "", err
@@ -172,6 +177,6 @@ func peerNetNS(ctx context.Context, runtime runtimeapi.RuntimeServiceClient, pod
 	return "", fmt.Errorf("pod %s has no network namespace", pod)
 }
 
-// defaultBinDirs returns the default directories of plugins: the CNI convention, and Debian's
+// PluginDirs returns the default directories of plugins: the CNI convention, and Debian's
 // package.
-func defaultBinDirs() []string { return []string{"/opt/cni/bin", "/usr/lib/cni"} }
+func PluginDirs() []string { return []string{"/opt/cni/bin", "/usr/lib/cni"} }
