@@ -161,9 +161,6 @@ func TestAmbientCapabilities(t *testing.T) {
 			DropCapabilities:       []string{"ALL"},
 			AddAmbientCapabilities: []string{"NET_BIND_SERVICE"},
 		}
-		if n.eng == nil { // containerd does not add them to the other sets
-			sc.Capabilities.AddCapabilities = sc.Capabilities.AddAmbientCapabilities
-		}
 		c := n.startConfig(t, pod, cfg, cc)
 		for process, file := range statusFiles {
 			got := n.exec(t, c, "grep", "^Cap", file)

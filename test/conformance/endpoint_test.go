@@ -100,9 +100,11 @@ var nodeTests = flag.String("node-tests",
 	"tests of TestEndpointOfANode")
 
 // foreignTimeout limits the tests of TestForeignRuntime.
-const foreignTimeout = "5m"
+const foreignTimeout = "10m"
 
-var foreignTests = flag.String("foreign-tests", ".", "tests of TestForeignRuntime")
+var foreignTests = flag.String("foreign-tests",
+	"^(TestPidTarget|TestProcess|TestStrictGroups|TestLimitsOfTheFirstProcess|TestUserNamespace|"+
+		"TestUserNamespaceVolumes|TestUserNamespaceRules|TestCheckpoint)$", "tests of TestForeignRuntime")
 
 // nodeNetwork is a pod network with the standard plugins.
 const nodeNetwork = `{"cniVersion": "1.0.0", "name": "test", "plugins": [

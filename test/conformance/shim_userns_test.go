@@ -81,20 +81,28 @@ func TestUserNamespace(t *testing.T) {
 		}
 
 		for command, want := range map[string]string{
-			"id -u; id -g":                                              "0\n0\n",
-			"tr -s ' ' < /proc/self/uid_map":                            " 0 1048576 65536\n",
-			"tr -s ' ' < /proc/self/gid_map":                            " 0 2097152 65536\n",
-			"hostname":                                                  cfg.Hostname + "\n",
-			"stat -c %u:%g /bin/busybox /etc/hosts":                     "0:0\n0:0\n",
-			"stat -c %u:%g /dev/shm /etc/resolv.conf":                   "0:0\n0:0\n",
-			"touch /new && chown 7:8 /new && stat -c %u:%g /new":        "7:8\n",
-			"ls /sys/class/net/lo >/dev/null && echo sysfs":             "sysfs\n",
-			"echo x > /dev/shm/x && cat /dev/shm/x":                     "x\n",
-			"echo out > /dev/stdout":                                    "out\n",
-			"cat /proc/sys/net/ipv4/ping_group_range | tr -s '\\t' ' '": "0 65535\n",
+			"id -u; id -g":                                       "0\n0\n",
+			"tr -s ' ' < /proc/self/uid_map":                     " 0 1048576 65536\n",
+			"tr -s ' ' < /proc/self/gid_map":                     " 0 2097152 65536\n",
+			"hostname":                                           cfg.Hostname + "\n",
+			"stat -c %u:%g /bin/busybox /etc/hosts":              "0:0\n0:0\n",
+			"stat -c %u:%g /etc/resolv.conf":                     "0:0\n",
+			"touch /new && chown 7:8 /new && stat -c %u:%g /new": "7:8\n",
+			"ls /sys/class/net/lo >/dev/null && echo sysfs":      "sysfs\n",
+			"echo x > /dev/shm/x && cat /dev/shm/x":              "x\n",
+			"echo out > /dev/stdout":                             "out\n",
 		} {
 			if got := n.exec(t, c, "sh", "-c", command); got != want {
 				t.Errorf("%s: %q, want %q", command, got, want)
+			}
+		}
+
+		if n.eng != nil { // containerd 2.4 differs
+			if got := n.exec(t, c, "stat", "-c", "%u:%g", "/dev/shm"); got != "0:0\n" {
+				t.Errorf("owners of /dev/shm: %q, want 0:0", got)
+			}
+			if got := n.exec(t, c, "cat", "/proc/sys/net/ipv4/ping_group_range"); got != "0\t65535\n" {
+				t.Errorf("groups that may ping: %q, want all", got)
 			}
 		}
 
@@ -291,6 +299,8 @@ func TestUserNamespaceRules(t *testing.T) {
 			Config:        cc,
 			SandboxConfig: cfg,
 		})
-		n.assertForbidden(t, "mapped mount in a pod without a user namespace", err, "uidMappings")
+		if n.eng != nil { // containerd 2.4 accepts it
+			n.assertForbidden(t, "mapped mount in a pod without a user namespace", err, "uidMappings")
+		}
 	})
 }
