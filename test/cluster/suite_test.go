@@ -41,6 +41,10 @@ func newSuite(t *testing.T, w *nodes.Network) *kubernetesSuite {
 // testSuite runs Kubernetes' suite on the control plane. The other nodes pull its images.
 func (c *cluster) testSuite(t *testing.T) {
 	c.kubectl(t, "delete", "-n", "default", "daemonset", "--all", "--timeout", timeout.String(), "--cascade=foreground")
+	for _, n := range c.nodes { // kubeadm's pause has no program
+		n.Run(t, "sh", "-c", "docker rmi -f $(docker images -q "+suite.RegistryName+"/pause)")
+	}
+
 	suite.LoadImages(t, c.nodes[0], suiteSet)
 	err := suite.Run{
 		Program: suiteProgram,

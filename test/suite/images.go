@@ -73,14 +73,19 @@ func images(tb engines.TB, set string) map[string]image {
 func baseFiles(tb engines.TB) []engines.File {
 	tb.Helper()
 	certificate, key := selfSigned(tb)
+	tools := []string{"curl", "bash", "dig", "getent", "nc"}
 	files := engines.BusyboxFilesOf(tb, filepath.Join(engines.Cache(), "busybox", "busybox"))
+	files = slices.DeleteFunc(files, func(f engines.File) bool {
+		dir, name := filepath.Split(f.Header.Name)
+		return dir == "bin/" && slices.Contains(tools, name)
+	})
 	files = append(files,
 		engines.File{Header: tar.Header{Name: "uploads/", Typeflag: tar.TypeDir, Mode: 0o1777}},
 		engines.File{
 			Header:  tar.Header{Name: "tools", Mode: 0o755},
 			Content: build(tb, "cri-dockerd/test/suite/tools"),
 		})
-	for _, tool := range []string{"curl", "bash", "dig", "getent"} {
+	for _, tool := range tools {
 		files = append(files, engines.File{Header: tar.Header{
 			Name:     "bin/" + tool,
 			Typeflag: tar.TypeSymlink,

@@ -1,6 +1,6 @@
 // Command tools replaces tools of the suite's images missing in busybox: curl (only GET of the last
-// argument), bash (runs sh), dig and getent (with the suite's arguments). The name of the program
-// selects the tool.
+// argument), bash (runs sh), dig and getent (with the suite's arguments), and nc with the option -t
+// (TCP, the default). The name of the program selects the tool.
 package main
 
 import (
@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -27,6 +28,9 @@ func run(name string, args []string) error {
 		return get(args[len(args)-1])
 	case "bash":
 		return syscall.Exec("/bin/sh", append([]string{"sh"}, args...), os.Environ())
+	case "nc":
+		isTCP := func(arg string) bool { return arg == "-t" }
+		return syscall.Exec("/bin/busybox", append([]string{"nc"}, slices.DeleteFunc(args, isTCP)...), os.Environ())
 	case "dig":
 		return dig(args)
 	case "getent":
