@@ -221,6 +221,16 @@ func (h *hooks) apply(ctx context.Context, c *model.Container, a *nri.Adjustment
 		return nil
 	}
 
+	if err := h.applyResources(ctx, c, r); err != nil {
+		return fmt.Errorf("%s: %w", a.DescribeResources(), err)
+	}
+
+	return nil
+}
+
+func (h *hooks) applyResources(
+	ctx context.Context, c *model.Container, r *runtimeapi.LinuxContainerResources,
+) error {
 	if err := checkResources(c.ID, r); err != nil {
 		return err
 	}

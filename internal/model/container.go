@@ -61,6 +61,7 @@ type Process struct {
 	Env     []string // without variables that Docker adds at the start
 	Rlimits []Rlimit
 	Devices []Device
+	Seccomp runtimeapi.SecurityProfile_ProfileType
 }
 
 // Rlimit is a limit of setrlimit(2). Type has the form RLIMIT_NOFILE.

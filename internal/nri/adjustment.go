@@ -10,19 +10,21 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/internal/shim/adjustment"
+	"cri-dockerd/internal/text"
 )
 
 // Adjustment is what plugins change in a new container. nil changes nothing.
 type Adjustment struct {
 	message *api.ContainerAdjustment
+	owners  *owners // nil for a stored adjustment
 }
 
 // reservedAnnotations are the prefixes of annotations for the containerd shim.
 var reservedAnnotations = []string{"io.cri-dockerd.", "io.containerd."}
 
 // newAdjustment checks the adjustments of plugins. It rejects those that neither Docker nor the
-// shim can carry out.
-func newAdjustment(m *api.ContainerAdjustment) (*Adjustment, error) {
+// shim can carry out, with the names of their plugins.
+func newAdjustment(m *api.ContainerAdjustment, o *owners) (*Adjustment, error) {
 	prune(m)
 	if m == nil || proto.Size(m) == 0 {
 		return nil, nil
@@ -31,15 +33,18 @@ func newAdjustment(m *api.ContainerAdjustment) (*Adjustment, error) {
 	r := m.GetLinux().GetResources()
 	switch {
 	case r.GetBlockioClass() != nil:
-		return nil, fmt.Errorf("adjustment of the block I/O class: the node has no classes")
+		return nil, fmt.Errorf("adjustment of the %s: the node has no classes",
+			o.describe("block I/O class", api.Field_BlockioClass))
 	case r.GetRdtClass() != nil:
-		return nil, fmt.Errorf("adjustment of the RDT class: the node has no classes")
+		return nil, fmt.Errorf("adjustment of the %s: the node has no classes",
+			o.describe("RDT class", api.Field_RdtClass))
 	}
 
 	for key := range m.GetAnnotations() {
 		name, _ := api.IsMarkedForRemoval(key)
 		if slices.ContainsFunc(reservedAnnotations, func(p string) bool { return strings.HasPrefix(name, p) }) {
-			return nil, fmt.Errorf("adjustment of the annotation %s: it is reserved for the runtime", name)
+			return nil, fmt.Errorf("adjustment of the annotation %s: it is reserved for the runtime",
+				o.describe(text.Clean(name, text.MaxName), api.Field_Annotations))
 		}
 	}
 
@@ -47,7 +52,7 @@ func newAdjustment(m *api.ContainerAdjustment) (*Adjustment, error) {
 		return nil, err
 	}
 
-	return &Adjustment{m}, nil
+	return &Adjustment{message: m, owners: o}, nil
 }
 
 // prune removes the empty parts of adjustments: NRI's library adds some.
@@ -87,44 +92,32 @@ func (a *Adjustment) Resources() *runtimeapi.LinuxContainerResources {
 		return nil
 	}
 
-	r, _ := fromResources(a.message.GetLinux().GetResources())
+	r := fromResources(a.message.GetLinux().GetResources())
 	r.OomScoreAdj = a.message.GetLinux().GetOomScoreAdj().GetValue()
 
 	return r
 }
 
-// NeedsShim returns the adjustments that only the containerd shim can carry out.
+// NeedsShim returns the adjustments that only the containerd shim can carry out, with the names of
+// their plugins.
 func (a *Adjustment) NeedsShim() []string {
 	if a == nil {
 		return nil
 	}
 
-	m, l := a.message, a.message.GetLinux()
-	_, out := fromResources(l.GetResources())
-	for name, isSet := range map[string]bool{
-		"annotations":     len(m.GetAnnotations()) > 0,
-		"mounts":          len(m.GetMounts()) > 0,
-		"environment":     len(m.GetEnv()) > 0,
-		"arguments":       len(m.GetArgs()) > 0,
-		"hooks":           m.GetHooks() != nil,
-		"process limits":  len(m.GetRlimits()) > 0,
-		"devices":         len(l.GetDevices()) > 0,
-		"CDI devices":     len(m.GetCDIDevices()) > 0,
-		"control group":   l.GetCgroupsPath() != "",
-		"I/O priority":    l.GetIoPriority() != nil,
-		"seccomp policy":  l.GetSeccompPolicy() != nil,
-		"namespaces":      len(l.GetNamespaces()) > 0,
-		"sysctls":         len(l.GetSysctl()) > 0,
-		"network devices": len(l.GetNetDevices()) > 0,
-		"scheduler":       l.GetScheduler() != nil,
-		"RDT":             l.GetRdt() != nil,
-		"memory policy":   l.GetMemoryPolicy() != nil,
-	} {
-		if isSet {
-			out = append(out, name)
-		}
+	var out []string
+	for _, p := range propertiesOf(otherResources, a.message.GetLinux().GetResources()) {
+		out = append(out, a.owners.describe(p.name, p.fields...))
+	}
+	for _, p := range propertiesOf(shimProperties, a.message) {
+		out = append(out, a.owners.describe(p.name, p.fields...))
 	}
 	slices.Sort(out)
 
 	return out
+}
+
+// DescribeResources returns "resources" with the names of the plugins that have adjusted them.
+func (a *Adjustment) DescribeResources() string {
+	return a.owners.describe("resources", resourceFields...)
 }

@@ -117,6 +117,7 @@ func toContainer(p Pod, c *model.Container) *api.Container {
 	}
 
 	out.Args, out.Env = c.Process.Args, c.Process.Env
+	out.Linux.SeccompProfile = &api.SecurityProfile{ProfileType: profileTypes[c.Process.Seccomp]}
 	for _, l := range c.Process.Rlimits {
 		out.Rlimits = append(out.Rlimits, &api.POSIXRlimit{Type: l.Type, Hard: l.Hard, Soft: l.Soft})
 	}
@@ -125,6 +126,13 @@ func toContainer(p Pod, c *model.Container) *api.Container {
 	}
 
 	return out
+}
+
+// profileTypes are the kinds of security profiles of the CRI in terms of NRI.
+var profileTypes = map[runtimeapi.SecurityProfile_ProfileType]api.SecurityProfile_ProfileType{
+	runtimeapi.SecurityProfile_RuntimeDefault: api.SecurityProfile_RUNTIME_DEFAULT,
+	runtimeapi.SecurityProfile_Unconfined:     api.SecurityProfile_UNCONFINED,
+	runtimeapi.SecurityProfile_Localhost:      api.SecurityProfile_LOCALHOST,
 }
 
 // digest returns the digest of an image reference, "" for none.

@@ -106,6 +106,7 @@ type Response struct {
 // FailedPrecondition.
 func (r *Runtime) Create(ctx context.Context, p Pod, c *model.Container) (*Response, error) {
 	ctx, evictions := withEvictions(ctx)
+	ctx, owners := withOwners(ctx)
 	resp, err := r.adaptation.CreateContainer(ctx, &api.CreateContainerRequest{
 		Pod:       toPod(p),
 		Container: toContainer(p, c),
@@ -114,7 +115,7 @@ func (r *Runtime) Create(ctx context.Context, p Pod, c *model.Container) (*Respo
 		return nil, fail(ctx, create, c.ID, err)
 	}
 
-	a, err := newAdjustment(resp.GetAdjust())
+	a, err := newAdjustment(resp.GetAdjust(), owners)
 	if err != nil {
 		return nil, fail(ctx, create, c.ID, err)
 	}

@@ -21,6 +21,7 @@ type metrics struct {
 	changes *prometheus.CounterVec   // by plugin and kind
 	plugins prometheus.Gauge
 	names   *names
+	builtin int // plugins of the daemon itself, which are not counted
 }
 
 func newMetrics() *metrics {
@@ -55,6 +56,10 @@ func (r *Runtime) Collectors() []prometheus.Collector {
 
 // RecordPluginInvocation implements adaptation.Metrics.
 func (m *metrics) RecordPluginInvocation(plugin, event string, err error) {
+	if plugin == recorderName {
+		return
+	}
+
 	result := "ok"
 	if err != nil {
 		result = "error"
@@ -64,6 +69,9 @@ func (m *metrics) RecordPluginInvocation(plugin, event string, err error) {
 
 // RecordPluginLatency implements adaptation.Metrics.
 func (m *metrics) RecordPluginLatency(plugin, event string, d time.Duration) {
+	if plugin == recorderName {
+		return
+	}
 	m.latency.WithLabelValues(m.names.label(plugin), event).Observe(d.Seconds())
 }
 
@@ -80,7 +88,7 @@ func (m *metrics) RecordPluginAdjustments(
 }
 
 // UpdatePluginCount implements adaptation.Metrics.
-func (m *metrics) UpdatePluginCount(n int) { m.plugins.Set(float64(n)) }
+func (m *metrics) UpdatePluginCount(n int) { m.plugins.Set(float64(max(n-m.builtin, 0))) }
 
 // names bounds the names of plugins in labels. The rest is "other".
 type names struct {

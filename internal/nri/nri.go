@@ -30,6 +30,7 @@ type Config struct {
 	Socket    string // of the server for plugins
 	PluginDir string // with plugins to start
 	ConfigDir string // with the configurations of these plugins
+	Validator string // file with the configuration of the default validator, "" for none
 	// RegistrationTimeout bounds the registration of a plugin, and RequestTimeout each of its
 	// responses. NRI drops a plugin that exceeds one.
 	RegistrationTimeout, RequestTimeout time.Duration
@@ -60,17 +61,28 @@ type Runtime struct {
 
 // New returns a Runtime. It connects no plugin before Start.
 func New(cfg Config) (*Runtime, error) {
+	validator, err := readValidator(cfg.Validator)
+	if err != nil {
+		return nil, fmt.Errorf("--nri-validator-config: %w", err)
+	}
+
 	r := &Runtime{cfg: cfg, metrics: newMetrics(), started: make(chan struct{})}
+	r.metrics.builtin = 1 // recorder
+	if validator != nil && validator.Enable {
+		r.metrics.builtin++
+	}
+
 	setLog(cfg.Log)
 	adaptation.SetPluginRegistrationTimeout(cfg.RegistrationTimeout)
 	adaptation.SetPluginRequestTimeout(cfg.RequestTimeout)
 
-	var err error
 	r.adaptation, err = adaptation.New("cri-dockerd", cfg.Version, r.synchronize, r.update,
 		adaptation.WithSocketPath(cfg.Socket),
 		adaptation.WithPluginPath(cfg.PluginDir),
 		adaptation.WithPluginConfigPath(cfg.ConfigDir),
 		adaptation.WithMetrics(r.metrics),
+		adaptation.WithBuiltinPlugins(recorder()),
+		adaptation.WithDefaultValidator(validator),
 		adaptation.WithTTRPCOptions(
 			[]ttrpc.ClientOpts{ttrpc.WithUnaryClientInterceptor(collectEvictions)},
 			[]ttrpc.ServerOpt{ttrpc.WithUnaryServerInterceptor(passEvictions)},

@@ -30,7 +30,7 @@ func TestEmptyAdjustments(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a, err := newAdjustment(m)
+			a, err := newAdjustment(m, nil)
 			if a != nil || err != nil {
 				t.Errorf("the adjustment is %v, %v; want none", a, err)
 			}
@@ -92,7 +92,7 @@ func TestNeedsShim(t *testing.T) {
 
 	for name, m := range tests {
 		t.Run(name, func(t *testing.T) {
-			a, err := newAdjustment(m)
+			a, err := newAdjustment(m, nil)
 			if err != nil || len(a.NeedsShim()) != 1 {
 				t.Errorf("it needs %q, %v; want one name", a.NeedsShim(), err)
 			}
@@ -112,9 +112,10 @@ func TestResourcesRoundTrip(t *testing.T) {
 		HugepageLimits:         []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4}},
 		Unified:                map[string]string{"memory.high": "1"},
 	}
-	got, other := fromResources(toResources(want))
+	r := toResources(want)
+	got, other := fromResources(r), propertiesOf(otherResources, r)
 	if !proto.Equal(got, want) || len(other) > 0 {
-		t.Errorf("got %v and %q, want %v", got, other, want)
+		t.Errorf("got %v and %v, want %v", got, other, want)
 	}
 }
 
@@ -143,7 +144,7 @@ func TestStore(t *testing.T) {
 	}
 
 	m := &api.ContainerAdjustment{Args: []string{"x"}}
-	if err := s.Complete(testID, &Adjustment{m}); err != nil {
+	if err := s.Complete(testID, &Adjustment{message: m}); err != nil {
 		t.Fatal(err)
 	}
 

@@ -3,7 +3,6 @@ package nri
 import (
 	"fmt"
 	"maps"
-	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/nri/pkg/api"
@@ -49,9 +48,8 @@ func toResources(r *runtimeapi.LinuxContainerResources) *api.LinuxResources {
 	return out
 }
 
-// fromResources returns the resources of a plugin in terms of the CRI, and the fields that the CRI
-// does not have.
-func fromResources(r *api.LinuxResources) (*runtimeapi.LinuxContainerResources, []string) {
+// fromResources returns the resources of a plugin in terms of the CRI, without otherResources.
+func fromResources(r *api.LinuxResources) *runtimeapi.LinuxContainerResources {
 	cpu, memory := r.GetCpu(), r.GetMemory()
 	out := &runtimeapi.LinuxContainerResources{
 		CpuShares:              int64(min(cpu.GetShares().GetValue(), 1<<62)),
@@ -70,27 +68,7 @@ func fromResources(r *api.LinuxResources) (*runtimeapi.LinuxContainerResources, 
 		})
 	}
 
-	var other []string
-	for name, isSet := range map[string]bool{
-		"memory reservation":      memory.GetReservation() != nil,
-		"kernel memory":           memory.GetKernel() != nil,
-		"kernel TCP memory":       memory.GetKernelTcp() != nil,
-		"swappiness":              memory.GetSwappiness() != nil,
-		"hierarchical accounting": memory.GetUseHierarchy() != nil,
-		"OOM killer":              memory.GetDisableOomKiller().GetValue(),
-		"realtime CPU time":       cpu.GetRealtimeRuntime() != nil || cpu.GetRealtimePeriod() != nil,
-		"process limit":           r.GetPids() != nil,
-		"block I/O class":         r.GetBlockioClass() != nil,
-		"RDT class":               r.GetRdtClass() != nil,
-		"rules for device nodes":  len(r.GetDevices()) > 0,
-	} {
-		if isSet {
-			other = append(other, name)
-		}
-	}
-	slices.Sort(other)
-
-	return out, other
+	return out
 }
 
 // Update is the request of a plugin to change the resources of a container.
@@ -112,9 +90,18 @@ func fromUpdates(messages []*api.ContainerUpdate) []Update {
 			continue
 		}
 
-		u := Update{ID: model.ContainerID(m.GetContainerId()), IgnoreFailure: m.GetIgnoreFailure(), message: m}
+		r := m.GetLinux().GetResources()
+		u := Update{
+			ID:            model.ContainerID(m.GetContainerId()),
+			Resources:     fromResources(r),
+			IgnoreFailure: m.GetIgnoreFailure(),
+			message:       m,
+		}
 		var other []string
-		if u.Resources, other = fromResources(m.GetLinux().GetResources()); len(other) > 0 {
+		for _, p := range propertiesOf(otherResources, r) {
+			other = append(other, p.name)
+		}
+		if len(other) > 0 {
 			u.Problem = fmt.Errorf("an update cannot set %q: %w", other, errdefs.ErrNotImplemented)
 		}
 		out = append(out, u)

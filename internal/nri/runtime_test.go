@@ -59,6 +59,7 @@ type testPlugin struct {
 	synced chan int // containers of Synchronize
 	err    error    // for RunPodSandbox
 	hang   chan struct{}
+	adjust func(*api.ContainerAdjustment) // beside the environment; may be nil
 }
 
 func (p *testPlugin) Synchronize(
@@ -83,6 +84,9 @@ func (p *testPlugin) CreateContainer(
 ) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 	a := &api.ContainerAdjustment{}
 	a.AddEnv("A", "b")
+	if p.adjust != nil {
+		p.adjust(a)
+	}
 	return a, nil, nil
 }
 
@@ -112,13 +116,17 @@ func requestEviction(
 }
 
 // connect starts a runtime with a plugin.
-func connect(t *testing.T, node Node) (*Runtime, *testPlugin) {
+func connect(t *testing.T, node Node) (*Runtime, *testPlugin) { return connectWith(t, node, "") }
+
+// connectWith starts a runtime with a configuration of the default validator, and a plugin.
+func connectWith(t *testing.T, node Node, validator string) (*Runtime, *testPlugin) {
 	t.Helper()
 	dir := t.TempDir()
 	r, err := New(Config{
 		Socket:              filepath.Join(dir, "nri/nri.sock"),
 		PluginDir:           filepath.Join(dir, "plugins"),
 		ConfigDir:           dir,
+		Validator:           validator,
 		RegistrationTimeout: 5 * time.Second,
 		RequestTimeout:      time.Second,
 		Log:                 slog.New(slog.DiscardHandler),
@@ -177,7 +185,7 @@ func TestRuntime(t *testing.T) {
 	}
 
 	resp, err := r.Create(t.Context(), testPod(), testContainer())
-	if err != nil || !slices.Equal(resp.Adjustment.NeedsShim(), []string{"environment"}) {
+	if err != nil || !slices.Equal(resp.Adjustment.NeedsShim(), []string{"environment (by plugin 10-test)"}) {
 		t.Fatalf("the response is %+v, %v", resp, err)
 	}
 	if len(resp.Evictions) != 1 || resp.Evictions[0].ID != "response" {

@@ -118,7 +118,8 @@ func TestNRIAdjustments(t *testing.T) {
 			SandboxConfig: cfg,
 		})
 		if !n.usesShim(t, pod) {
-			for _, name := range []string{"environment", "mounts", "devices", "hooks", "arguments", "--containers"} {
+			for _, name := range []string{"environment", "mounts", "devices", "hooks", "arguments", "--containers",
+				"10-adjusting"} {
 				if err == nil || !strings.Contains(err.Error(), name) {
 					t.Errorf("the error does not name %q: %v", name, err)
 				}
