@@ -28,6 +28,7 @@ type Plugins interface {
 		ctx context.Context, p nri.Pod, c *model.Container, want *runtimeapi.LinuxContainerResources,
 	) (*nri.Response, error)
 	Stop(ctx context.Context, p nri.Pod, c *model.Container) (*nri.Response, error)
+	State() nri.State
 }
 
 // PluginStore records the objects whose plugins have completed; see nri.Store. It exists without
@@ -44,7 +45,13 @@ type PluginStore interface {
 type Concealer interface {
 	Reveal(id model.ContainerID)
 	IsConcealed(id model.ContainerID) bool
-	HasConcealed() bool
+}
+
+// Visible lists the objects that users of the CRI see; see view.Visible. The lists are shared: read
+// only.
+type Visible interface {
+	Sandboxes() []*model.Sandbox
+	Containers() []*model.Container
 }
 
 // hooks announces the lifecycle of pods and containers to NRI plugins: each event once, and in the

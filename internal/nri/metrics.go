@@ -22,9 +22,10 @@ type metrics struct {
 	plugins prometheus.Gauge
 	names   *names
 	builtin int // plugins of the daemon itself, which are not counted
+	table   *pluginTable
 }
 
-func newMetrics() *metrics {
+func newMetrics(table *pluginTable) *metrics {
 	return &metrics{
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cri_dockerd_nri_plugin_calls_total",
@@ -45,6 +46,7 @@ func newMetrics() *metrics {
 			Help: "Registered NRI plugins.",
 		}),
 		names: &names{known: map[string]bool{}},
+		table: table,
 	}
 }
 
@@ -64,6 +66,7 @@ func (m *metrics) RecordPluginInvocation(plugin, event string, err error) {
 	if err != nil {
 		result = "error"
 	}
+	m.table.called(plugin, event, err)
 	m.calls.WithLabelValues(m.names.label(plugin), event, result).Inc()
 }
 

@@ -16,15 +16,22 @@ import (
 // maxValidatorConfig bounds the file of --nri-validator-config, in bytes.
 const maxValidatorConfig = 64 << 10
 
+// CheckValidator returns the error of a file for --nri-validator-config. root is a prefix of the
+// path.
+func CheckValidator(root, file string) error {
+	_, err := readValidator(root, file)
+	return err
+}
+
 // readValidator reads the configuration of NRI's default validator, nil without a file. Only root
 // may be able to change the file. Unknown fields are errors: a misspelled rule would allow what the
-// operator forbids.
-func readValidator(file string) (*builtin.DefaultValidatorConfig, error) {
+// operator forbids. root is a prefix of the path.
+func readValidator(root, file string) (*builtin.DefaultValidatorConfig, error) {
 	if file == "" {
 		return nil, nil
 	}
 
-	f, err := rootonly.Open("", file)
+	f, err := rootonly.Open(root, file)
 	if err != nil {
 		return nil, err
 	}

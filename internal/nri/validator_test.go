@@ -31,7 +31,7 @@ func writeValidator(t *testing.T, text string, mode os.FileMode) string {
 }
 
 func TestReadValidator(t *testing.T) {
-	got, err := readValidator(writeValidator(t, "enable: true\nrejectOCIHookAdjustment: true\n"+
+	got, err := readValidator("", writeValidator(t, "enable: true\nrejectOCIHookAdjustment: true\n"+
 		"requiredPlugins: [a, b]\n", 0o600))
 	want := &builtin.DefaultValidatorConfig{
 		Enable:                  true,
@@ -42,7 +42,7 @@ func TestReadValidator(t *testing.T) {
 		t.Errorf("configuration: %s, %v", diff, err)
 	}
 
-	if got, err := readValidator(""); got != nil || err != nil {
+	if got, err := readValidator("", ""); got != nil || err != nil {
 		t.Errorf("without a file: %v, %v", got, err)
 	}
 }

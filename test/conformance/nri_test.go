@@ -237,6 +237,29 @@ func TestNRITimeout(t *testing.T) {
 	}, "--nri-plugin-request-timeout=1s")
 }
 
+// statsOf returns the RPCs of stats that show an object.
+func (n *node) statsOf(ctx context.Context, id string) (shown []string) {
+	add := func(rpc string, isShown bool) {
+		if isShown {
+			shown = append(shown, rpc+" of "+id)
+		}
+	}
+
+	_, err := n.Runtime.PodSandboxStats(ctx, &runtimeapi.PodSandboxStatsRequest{PodSandboxId: id})
+	add("PodSandboxStats", err == nil)
+	_, err = n.Runtime.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: id})
+	add("ContainerStats", err == nil)
+
+	pods, err := n.Runtime.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{})
+	add("ListPodSandboxStats", err != nil || strings.Contains(pods.String(), id))
+	containers, err := n.Runtime.ListContainerStats(ctx, &runtimeapi.ListContainerStatsRequest{})
+	add("ListContainerStats", err != nil || strings.Contains(containers.String(), id))
+	metrics, err := n.Runtime.ListPodSandboxMetrics(ctx, &runtimeapi.ListPodSandboxMetricsRequest{})
+	add("ListPodSandboxMetrics", err != nil || strings.Contains(metrics.String(), id))
+
+	return shown
+}
+
 // TestNRIVisibility lists pods and containers while plugins handle their creation.
 func TestNRIVisibility(t *testing.T) {
 	eachNRI(t, func(t *testing.T, n *node) {
@@ -273,6 +296,7 @@ func TestNRIVisibility(t *testing.T) {
 			}); err == nil {
 				seen = append(seen, "status of "+id)
 			}
+			seen = append(seen, n.statsOf(ctx, id)...)
 		}
 		p := newPlugin(10, "inspecting")
 		p.onEvent = func(name string, pod *api.PodSandbox, _ *api.Container) error {
