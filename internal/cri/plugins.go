@@ -223,12 +223,15 @@ func (h *hooks) apply(ctx context.Context, c *model.Container, a *nri.Adjustment
 			"(--containers=auto or shim): %w", strings.Join(only, ", "), errdefs.ErrFailedPrecondition)
 	}
 
-	r := a.Resources()
+	r, others := a.Resources(), a.PluginResources()
 	if r == nil {
 		return nil
 	}
+	if c.Plugged.Directory != "" {
+		others = model.PluginResources{} // the shim sets them; Docker has a minimum for reservations
+	}
 
-	if err := h.applyResources(ctx, c, r); err != nil {
+	if err := h.applyResources(ctx, c, r, others); err != nil {
 		return fmt.Errorf("%s: %w", a.DescribeResources(), err)
 	}
 
@@ -236,7 +239,7 @@ func (h *hooks) apply(ctx context.Context, c *model.Container, a *nri.Adjustment
 }
 
 func (h *hooks) applyResources(
-	ctx context.Context, c *model.Container, r *runtimeapi.LinuxContainerResources,
+	ctx context.Context, c *model.Container, r *runtimeapi.LinuxContainerResources, others model.PluginResources,
 ) error {
 	if err := checkResources(c.ID, r); err != nil {
 		return err
@@ -251,6 +254,7 @@ func (h *hooks) applyResources(
 	if err != nil {
 		return err
 	}
+	update.Add(others)
 
 	return errors.Join(h.Engine.Update(ctx, c.ID, update), h.View.Refresh(ctx, c.ID))
 }

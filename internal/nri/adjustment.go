@@ -5,10 +5,12 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/nri/pkg/api"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/shim/adjustment"
 	"cri-dockerd/internal/text"
 )
@@ -18,6 +20,9 @@ type Adjustment struct {
 	message *api.ContainerAdjustment
 	owners  *owners // nil for a stored adjustment
 }
+
+// maxRDTClass is the limit of file names in Linux (NAME_MAX).
+const maxRDTClass = 255
 
 // reservedAnnotations are the prefixes of annotations for the containerd shim.
 var reservedAnnotations = []string{"io.cri-dockerd.", "io.containerd."}
@@ -31,13 +36,15 @@ func newAdjustment(m *api.ContainerAdjustment, o *owners) (*Adjustment, error) {
 	}
 
 	r := m.GetLinux().GetResources()
-	switch {
-	case r.GetBlockioClass() != nil:
-		return nil, fmt.Errorf("adjustment of the %s: the node has no classes",
-			o.describe("block I/O class", api.Field_BlockioClass))
-	case r.GetRdtClass() != nil:
-		return nil, fmt.Errorf("adjustment of the %s: the node has no classes",
-			o.describe("RDT class", api.Field_RdtClass))
+	if r.GetBlockioClass() != nil {
+		return nil, fmt.Errorf("adjustment of the %s: cri-dockerd has no classes of block I/O; use files of cgroup v2 "+
+			"(unified), such as io.weight", o.describe("block I/O class", api.Field_BlockioClass))
+	}
+	for _, class := range []string{r.GetRdtClass().GetValue(), m.GetLinux().GetRdt().GetClosId().GetValue()} {
+		if err := checkRDTClass(class); err != nil {
+			return nil, fmt.Errorf("adjustment of the %s: %w",
+				o.describe("RDT class", api.Field_RdtClass, api.Field_RdtClosID), err)
+		}
 	}
 
 	for key := range m.GetAnnotations() {
@@ -48,11 +55,24 @@ func newAdjustment(m *api.ContainerAdjustment, o *owners) (*Adjustment, error) {
 		}
 	}
 
+	if _, err := pluginResources(r); err != nil {
+		return nil, fmt.Errorf("adjustment of %s: %w", o.describe("resources", resourceFields...), err)
+	}
 	if _, err := adjustment.Encode(m); err != nil {
 		return nil, err
 	}
 
 	return &Adjustment{message: m, owners: o}, nil
+}
+
+// checkRDTClass checks the name of an RDT class. It is the name of a directory in resctrl. "" is no
+// class.
+func checkRDTClass(class string) error {
+	if class == "." || class == ".." || strings.ContainsAny(class, "/\x00\n") || len(class) > maxRDTClass {
+		return fmt.Errorf("%q is not the name of a class: %w", text.Clean(class, text.MaxName),
+			errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
 // prune removes the empty parts of adjustments: NRI's library adds some.
@@ -96,6 +116,15 @@ func (a *Adjustment) Resources() *runtimeapi.LinuxContainerResources {
 	r.OomScoreAdj = a.message.GetLinux().GetOomScoreAdj().GetValue()
 
 	return r
+}
+
+// PluginResources returns the adjusted resources with a field in Docker's API, but not in the CRI.
+func (a *Adjustment) PluginResources() model.PluginResources {
+	if a == nil {
+		return model.PluginResources{}
+	}
+	out, _ := pluginResources(a.message.GetLinux().GetResources()) // newAdjustment has checked them
+	return out
 }
 
 // NeedsShim returns the adjustments that only the containerd shim can carry out, with the names of

@@ -120,7 +120,12 @@ func (r *Runtime) Create(ctx context.Context, p Pod, c *model.Container) (*Respo
 		return nil, fail(ctx, create, c.ID, err)
 	}
 
-	return &Response{Adjustment: a, Updates: fromUpdates(resp.GetUpdate()), Evictions: evictions.all()}, nil
+	updates, err := evictions.complete(resp.GetUpdate())
+	if err != nil {
+		return nil, fail(ctx, create, c.ID, err)
+	}
+
+	return &Response{Adjustment: a, Updates: fromUpdates(updates), Evictions: evictions.all()}, nil
 }
 
 // Update relays an update of a container's resources. The response has the resources to set, and
@@ -138,11 +143,17 @@ func (r *Runtime) Update(
 		return nil, fail(ctx, updateOne, c.ID, err)
 	}
 
-	return &Response{Updates: fromUpdates(resp.GetUpdate()), Evictions: evictions.all()}, nil
+	updates, err := evictions.complete(resp.GetUpdate())
+	if err != nil {
+		return nil, fail(ctx, updateOne, c.ID, err)
+	}
+
+	return &Response{Updates: fromUpdates(updates), Evictions: evictions.all()}, nil
 }
 
 // Stop relays the end of a container, and returns updates of other containers.
 func (r *Runtime) Stop(ctx context.Context, p Pod, c *model.Container) (*Response, error) {
+	ctx, evictions := withEvictions(ctx)
 	resp, err := r.adaptation.StopContainer(ctx, &api.StopContainerRequest{
 		Pod:       toPod(p),
 		Container: toContainer(p, c),
@@ -151,5 +162,10 @@ func (r *Runtime) Stop(ctx context.Context, p Pod, c *model.Container) (*Respons
 		return nil, fail(ctx, stop, c.ID, err)
 	}
 
-	return &Response{Updates: fromUpdates(resp.GetUpdate())}, nil
+	updates, err := evictions.complete(resp.GetUpdate())
+	if err != nil {
+		return nil, fail(ctx, stop, c.ID, err)
+	}
+
+	return &Response{Updates: fromUpdates(updates)}, nil
 }

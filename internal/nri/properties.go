@@ -114,7 +114,7 @@ var shimProperties = []property[*api.ContainerAdjustment]{
 	},
 }
 
-// otherResources are the resources without a field in the CRI.
+// otherResources are the resources that neither the CRI nor model.PluginResources has.
 var otherResources = []property[*api.LinuxResources]{
 	{
 		name:   "OOM killer",
@@ -145,16 +145,6 @@ var otherResources = []property[*api.LinuxResources]{
 		name:   "kernel memory",
 		isSet:  func(r *api.LinuxResources) bool { return r.GetMemory().GetKernel() != nil },
 		fields: []api.Field{api.Field_MemKernelLimit},
-	},
-	{
-		name:   "memory reservation",
-		isSet:  func(r *api.LinuxResources) bool { return r.GetMemory().GetReservation() != nil },
-		fields: []api.Field{api.Field_MemReservation},
-	},
-	{
-		name:   "process limit",
-		isSet:  func(r *api.LinuxResources) bool { return r.GetPids() != nil },
-		fields: []api.Field{api.Field_PidsLimit},
 	},
 	{
 		name: "realtime CPU time",

@@ -71,10 +71,31 @@ func fromResources(r *api.LinuxResources) *runtimeapi.LinuxContainerResources {
 	return out
 }
 
+// pluginResources returns the resources that the CRI does not have and Docker has.
+func pluginResources(r *api.LinuxResources) (out model.PluginResources, err error) {
+	if p := r.GetPids(); p != nil {
+		out.PidsLimit = p.GetLimit()
+		if out.PidsLimit <= 0 { // OCI runtime specification, pids
+			out.PidsLimit = -1
+		}
+	}
+
+	if m := r.GetMemory().GetReservation(); m != nil {
+		if m.GetValue() <= 0 {
+			return out, fmt.Errorf("a memory reservation of %d is not positive: %w", m.GetValue(),
+				errdefs.ErrInvalidArgument)
+		}
+		out.MemoryReservation = m.GetValue()
+	}
+
+	return out, nil
+}
+
 // Update is the request of a plugin to change the resources of a container.
 type Update struct {
 	ID        model.ContainerID
 	Resources *runtimeapi.LinuxContainerResources
+	Others    model.PluginResources
 	// Problem is the reason why the update cannot be carried out, nil for none.
 	Problem error
 	// IgnoreFailure: a failure is no error.
@@ -97,6 +118,8 @@ func fromUpdates(messages []*api.ContainerUpdate) []Update {
 			IgnoreFailure: m.GetIgnoreFailure(),
 			message:       m,
 		}
+		u.Others, u.Problem = pluginResources(r)
+
 		var other []string
 		for _, p := range propertiesOf(otherResources, r) {
 			other = append(other, p.name)

@@ -90,6 +90,14 @@ func (p *testPlugin) CreateContainer(
 	return a, nil, nil
 }
 
+func (p *testPlugin) UpdateContainer(
+	_ context.Context, _ *api.PodSandbox, c *api.Container, _ *api.LinuxResources,
+) ([]*api.ContainerUpdate, error) {
+	u := &api.ContainerUpdate{ContainerId: c.GetId()}
+	u.SetLinuxPidLimits(5)
+	return []*api.ContainerUpdate{u}, nil
+}
+
 // evict adds an eviction to the responses of the plugin.
 func evict(
 	ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, method ttrpc.Method,
@@ -299,5 +307,32 @@ func TestHoldWaitsForTheStart(t *testing.T) {
 	defer cancel()
 	if _, err := r.Hold(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Hold: %v, want the deadline of the caller", err)
+	}
+}
+
+// TestProcessLimits: NRI's library drops the limit of processes from responses.
+func TestProcessLimits(t *testing.T) {
+	r, p := connect(t, &fakeNode{})
+	<-p.synced
+	hold(t, r)
+
+	resp, err := r.Update(t.Context(), testPod(), testContainer(), &runtimeapi.LinuxContainerResources{CpuShares: 9})
+	if err != nil || len(resp.Updates) != 1 {
+		t.Fatalf("response %+v, %v", resp, err)
+	}
+	if u := resp.Updates[0]; u.Others.PidsLimit != 5 || u.Resources.GetCpuShares() != 9 || u.Problem != nil {
+		t.Errorf("update %+v, want a process limit of 5 and CPU shares of 9", u)
+	}
+
+	e := &evictions{}
+	for _, limit := range []int64{5, 5, 6} {
+		u := &api.ContainerUpdate{ContainerId: "x"}
+		u.SetLinuxPidLimits(limit)
+		e.addUpdates([]*api.ContainerUpdate{u})
+	}
+	u := &api.ContainerUpdate{ContainerId: "x"}
+	u.SetLinuxCPUShares(1)
+	if _, err := e.complete([]*api.ContainerUpdate{u}); err == nil || !strings.Contains(err.Error(), "[5 6]") {
+		t.Errorf("different limits: %v", err)
 	}
 }

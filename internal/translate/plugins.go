@@ -18,8 +18,9 @@ func readPlugged(h *container.HostConfig, required bool) model.Plugged {
 	return p
 }
 
-// readProcess returns the process of a container for NRI plugins.
-func readProcess(in container.InspectResponse) *model.Process {
+// ReadProcess returns the process of a container for NRI plugins. Read must have accepted the
+// response.
+func ReadProcess(in container.InspectResponse) *model.Process {
 	p := &model.Process{Env: in.Config.Env, Seccomp: readSeccomp(in.HostConfig)}
 	if in.Path != "" {
 		p.Args = append([]string{in.Path}, in.Args...)

@@ -181,7 +181,7 @@ func TestNRIRefusedAdjustments(t *testing.T) {
 		class := &api.ContainerAdjustment{}
 		class.SetLinuxBlockIOClass("fast")
 		rdt := &api.ContainerAdjustment{}
-		rdt.SetLinuxRDTClass("gold")
+		rdt.SetLinuxRDTClass("../gold")
 		for want, adjust := range map[string]*api.ContainerAdjustment{
 			"block I/O class":   class,
 			"RDT class":         rdt,
