@@ -339,4 +339,5 @@ func testPluginDirectory(t *testing.T, n *node) {
 	if got := n.exec(t, c, "sh", "-c", "echo $PLUGIN"); got != "configured\n" {
 		t.Errorf("PLUGIN=%q, want the plugin's configuration", got)
 	}
+	n.assertPlugins(t, "PluginsConnected", "10-env")
 }

@@ -215,6 +215,25 @@ func TestNRIFailure(t *testing.T) {
 	})
 }
 
+// assertPlugins checks the condition of the status that lists the plugins.
+func (n *node) assertPlugins(t *testing.T, reason, message string) {
+	t.Helper()
+	s, err := n.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	for _, c := range s.GetStatus().GetConditions() {
+		if c.Type == "NRIPlugins" {
+			if c.Reason != reason || !strings.HasPrefix(c.Message, message) {
+				t.Errorf("condition %v, want %s: %s", c, reason, message)
+			}
+			return
+		}
+	}
+	t.Error("the status has no condition NRIPlugins")
+}
+
 // TestNRITimeout lets a plugin hang. The runtime drops it, and the pod starts without it.
 func TestNRITimeout(t *testing.T) {
 	eachNRI(t, func(t *testing.T, n *node) {
@@ -234,6 +253,8 @@ func TestNRITimeout(t *testing.T) {
 		if page := n.Metrics(t); !strings.Contains(page, "\ncri_dockerd_nri_plugins 0\n") {
 			t.Error("the plugin is still counted")
 		}
+		n.assertPlugins(t, "PluginFailed", "10-hanging (disconnected after a failure) (1 failed calls; "+
+			"the last: RunPodSandbox: ")
 	}, "--nri-plugin-request-timeout=1s")
 }
 
