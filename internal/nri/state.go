@@ -2,6 +2,7 @@ package nri
 
 import (
 	"context"
+	"errors"
 	"net"
 	"slices"
 	"strings"
@@ -20,13 +21,13 @@ type State struct {
 	Plugins []PluginState // by name
 }
 
-// PluginState describes a plugin. A plugin whose last call failed stays in the State after its
-// disconnection.
+// PluginState describes a plugin. A dropped plugin stays in the State until it connects again.
 type PluginState struct {
 	Name        string // with index, as in 10-logger
 	Connections int
 	Failures    uint64 // calls
 	LastError   string // of the last call, "" after a success
+	Dropped     bool   // the last call got no response, and NRI's library drops such plugins
 }
 
 // State returns the plugins that are connected or have failed.
@@ -62,7 +63,7 @@ func (t *pluginTable) change(name string, change func(*PluginState)) {
 	}
 
 	change(p)
-	if p.Connections <= 0 && p.LastError == "" {
+	if p.Connections <= 0 && !p.Dropped {
 		delete(t.plugins, name)
 	}
 }
@@ -70,7 +71,7 @@ func (t *pluginTable) change(name string, change func(*PluginState)) {
 // called records a call of a plugin.
 func (t *pluginTable) called(name, event string, err error) {
 	t.change(text.Clean(name, text.MaxName), func(p *PluginState) {
-		p.LastError = ""
+		p.LastError, p.Dropped = "", errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ttrpc.ErrClosed)
 		if err != nil {
 			p.Failures++
 			p.LastError = event + ": " + text.Clean(err.Error(), text.MaxMessage)
@@ -163,7 +164,7 @@ func (s *session) rename(name string) {
 		s.plugins.change(old, func(p *PluginState) { p.Connections-- })
 	}
 	if name != "" {
-		s.plugins.change(name, func(p *PluginState) { p.Connections++ })
+		s.plugins.change(name, func(p *PluginState) { p.Connections, p.Dropped = p.Connections+1, false })
 	}
 }
 

@@ -1,6 +1,7 @@
 package nri
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -50,6 +51,10 @@ func TestState(t *testing.T) {
 	}
 	awaitPlugins(t, r, PluginState{Name: "10-test", Connections: 1, Failures: 1})
 
+	p.err = errors.New("not today") // a plugin that rejects pods and is stopped is not dropped
+	if err := r.Announce(t.Context(), RunPod, testPod(), nil); err == nil {
+		t.Error("the plugin did not fail")
+	}
 	p.stub.Stop()
 	awaitPlugins(t, r)
 }
@@ -69,6 +74,7 @@ func TestStateAfterTimeout(t *testing.T) {
 		Name:      "10-test",
 		Failures:  1,
 		LastError: "StartContainer: context deadline exceeded",
+		Dropped:   true,
 	})
 }
 
@@ -76,7 +82,7 @@ func TestStateAfterTimeout(t *testing.T) {
 func TestManyPlugins(t *testing.T) {
 	table := &pluginTable{plugins: map[string]*PluginState{}}
 	for i := range 2 * maxPlugins {
-		table.called(fmt.Sprintf("10-%d", i), "X", errors.New("no"))
+		table.called(fmt.Sprintf("10-%d", i), "X", context.DeadlineExceeded)
 	}
 	if got := len(table.all()); got != maxPlugins {
 		t.Errorf("%d plugins, want %d", got, maxPlugins)
