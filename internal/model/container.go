@@ -62,6 +62,7 @@ type Process struct {
 	Rlimits []Rlimit
 	Devices []Device
 	Seccomp runtimeapi.SecurityProfile_ProfileType
+	Limits  PluginResources // beside Container.Resources
 }
 
 // Rlimit is a limit of setrlimit(2). Type has the form RLIMIT_NOFILE.

@@ -174,6 +174,21 @@ func TestPluginResources(t *testing.T) {
 	}
 }
 
+// TestLimitsForPlugins shows plugins limits that the CRI does not have.
+func TestLimitsForPlugins(t *testing.T) {
+	c := testContainer()
+	c.Process = &model.Process{Limits: model.PluginResources{PidsLimit: 5, MemoryReservation: 6}}
+	r := toContainer(testPod(), c).GetLinux().GetResources()
+	if r.GetPids().GetLimit() != 5 || r.GetMemory().GetReservation().GetValue() != 6 {
+		t.Errorf("resources %v, want a process limit of 5 and a reservation of 6", r)
+	}
+
+	c.Process.Limits = model.PluginResources{}
+	if r := toContainer(testPod(), c).GetLinux().GetResources(); r.GetPids() != nil || r.GetMemory() != nil {
+		t.Errorf("resources %v, want none", r)
+	}
+}
+
 // TestStore records an object, and reads it again as the next daemon.
 func TestStore(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "nri")

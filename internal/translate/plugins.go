@@ -22,6 +22,11 @@ func readPlugged(h *container.HostConfig, required bool) model.Plugged {
 // response.
 func ReadProcess(in container.InspectResponse) *model.Process {
 	p := &model.Process{Env: in.Config.Env, Seccomp: readSeccomp(in.HostConfig)}
+	if limit := in.HostConfig.PidsLimit; limit != nil && *limit > 0 {
+		p.Limits.PidsLimit = *limit
+	}
+	p.Limits.MemoryReservation = in.HostConfig.MemoryReservation
+
 	if in.Path != "" {
 		p.Args = append([]string{in.Path}, in.Args...)
 	}

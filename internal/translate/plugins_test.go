@@ -5,6 +5,8 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"cri-dockerd/internal/model"
 )
 
 func TestReadSeccomp(t *testing.T) {
@@ -29,6 +31,32 @@ func TestReadSeccomp(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			if got := readSeccomp(&test.host); got != test.want {
 				t.Errorf("the profile is %s, want %s", got, test.want)
+			}
+		})
+	}
+}
+
+// TestReadLimits reads limits that the CRI does not have. Docker's -1 is no limit.
+func TestReadLimits(t *testing.T) {
+	limit, none := int64(7), int64(-1)
+	for name, test := range map[string]struct {
+		host container.Resources
+		want model.PluginResources
+	}{
+		"limits": {
+			container.Resources{PidsLimit: &limit, MemoryReservation: 8},
+			model.PluginResources{PidsLimit: 7, MemoryReservation: 8},
+		},
+		"no limit": {container.Resources{PidsLimit: &none}, model.PluginResources{}},
+		"unset":    {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := container.InspectResponse{
+				HostConfig: &container.HostConfig{Resources: test.host},
+				Config:     &container.Config{},
+			}
+			if got := ReadProcess(in).Limits; got != test.want {
+				t.Errorf("limits %+v, want %+v", got, test.want)
 			}
 		})
 	}
