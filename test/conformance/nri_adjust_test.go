@@ -310,6 +310,30 @@ func TestNRIUpdates(t *testing.T) {
 	})
 }
 
+// assertCheckOfPlugins expects that check lists the plugin, and finds one with an invalid name.
+func (n *node) assertCheckOfPlugins(t *testing.T, plugins string, args []string) {
+	t.Helper()
+	wrong := filepath.Join(plugins, "logger")
+	if err := os.WriteFile(wrong, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+
+	p := &checkedNode{command: n.eng.Command, program: n.Daemon.Program}
+	args = append([]string{"--container-runtime-endpoint=unix://" + n.Daemon.Socket,
+		"--docker-endpoint=unix://" + n.eng.Socket}, args...)
+	found := map[string]finding{}
+	for _, f := range p.check(t, args...) {
+		found[f.ID] = f
+	}
+
+	if f := found["nri-plugins"]; f.Status != "ok" || f.Detail != "10-env" {
+		t.Errorf("finding %+v, want the plugin 10-env", f)
+	}
+	if f := found["nri-files"]; f.Status != "fail" || !strings.Contains(f.Fix, "chmod a-x "+wrong) {
+		t.Errorf("finding %+v, want the fix of %s", f, wrong)
+	}
+}
+
 // TestNRIPluginDirectory lets the daemon start a plugin with its configuration.
 func TestNRIPluginDirectory(t *testing.T) {
 	t.Parallel()
@@ -340,4 +364,5 @@ func testPluginDirectory(t *testing.T, n *node) {
 		t.Errorf("PLUGIN=%q, want the plugin's configuration", got)
 	}
 	n.assertPlugins(t, "PluginsConnected", "10-env")
+	n.assertCheckOfPlugins(t, plugins, args)
 }
