@@ -56,6 +56,7 @@ bench-heartbeat: deps ; $(GO) run ./test/bench heartbeat ## CPU of the heartbeat
 bench-streams: deps ; $(GO) run ./test/bench streams ## exec and port-forward beside the engine's own exec
 bench-starts: deps ; $(GO) run ./test/bench starts ## create and start of containers in parallel beside the engine's own
 bench-shim: engines ; $(GO) run ./test/bench shim ## pods under the containerd shim beside those of the engine's runtime, ENGINE=26.1 or 29
+bench-nri: engines ; $(GO) run ./test/bench nri -rounds $(or $(ROUNDS),100) ## pods with NRI on and no plugin beside NRI off, pod by pod, and what NRI costs while it is off; ENGINE=26.1 or 29, ROUNDS (100)
 bench-containerd: engines ; $(GO) run ./test/bench containerd ## pods under the containerd shim beside those of containerd's CRI, with their steps, ENGINE=26.1 or 29
 bench-logs: deps ## container logs beside Docker's json-file
 	$(GO) run ./test/bench logs
@@ -65,7 +66,9 @@ chaos: engines ## pods under a seeded schedule of faults: SEEDS (20) runs of MIN
 		-minutes $(or $(MINUTES),5) -pods $(or $(PODS),8)
 load: engines ; $(GO) run ./test/bench load -pods $(or $(PODS),250) ## PODS (250) pods: lists, probes, log followers, a restart
 hang: engines ; $(GO) test -count=1 -v -timeout 30m ./test/conformance -run 'TestHanging|TestForwardsToAnUnacceptingPort' -strict ## the times of other objects while one hangs; a quiet machine
-nri-storm: engines ; $(GO) test -count=1 -v -timeout 60m ./test/conformance -run TestNRISynchronize -nri-containers 1000 -nri-restarts 20 ## NRI plugins restart 20 times while 1,000 containers are created; none lost, none twice
+nri-storm: engines ## NRI plugins restart RESTARTS (20) times while CREATIONS (1000) containers are created; none lost, none twice. Both modes, CONTAINERS=shim or engine for one; ENGINE=26.1 or 29
+	for mode in $(or $(CONTAINERS),shim engine); do CONTAINERS=$$mode $(GO) test -count=1 -v -timeout 60m ./test/conformance \
+		-run TestNRISynchronize -nri-containers $(or $(CREATIONS),1000) -nri-restarts $(or $(RESTARTS),20) || exit 1; done
 limits: engines ## 110 pods on both engines while root's pipe pages and inotify instances are used up
 	$(GO) test -count=1 -v -timeout 30m ./test/packages -run TestKernelLimits -limit-pods 110
 install: ## install the built programs, units, man page and completions; PREFIX (/usr/local), DESTDIR, UNITDIR
@@ -88,4 +91,4 @@ deps:
 	hack/install-deps.sh test
 engines: deps
 	hack/docker29.sh && $(if $(filter 20.10 29,$(ENGINE)),,hack/docker26.sh && )hack/criu.sh && hack/kubernetes.sh kubelet && hack/cni-plugins.sh
-.PHONY: help nri-storm e2e-cluster vm install uninstall conformance-node repo chaos load hang bench-heartbeat bench-starts bench-shim bench-containerd audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint style clean deps engines
+.PHONY: help nri-storm bench-nri e2e-cluster vm install uninstall conformance-node repo chaos load hang bench-heartbeat bench-starts bench-shim bench-containerd audit limits build package demo test conformance fuzz e2e bench cluster e2e-node bench-logs bench-stats bench-streams chaos-net pause lint style clean deps engines

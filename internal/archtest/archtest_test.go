@@ -100,8 +100,8 @@ var allowedImports = map[string][]string{
 
 	"internal/check/finding": {"internal/quantity", "internal/shell"},
 	"internal/check/probe": {
-		"internal/check/finding", "internal/config", "internal/engine", "internal/logs/driver", "internal/podnet",
-		"internal/proc", "internal/rootonly", "internal/shell",
+		"internal/check/finding", "internal/config", "internal/engine", "internal/logs/driver", "internal/nri",
+		"internal/podnet", "internal/proc", "internal/rootonly", "internal/shell",
 	},
 	// The containerd shim: two programs of their own.
 	"internal/shim/annotation": {},

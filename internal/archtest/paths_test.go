@@ -37,6 +37,7 @@ var pathOpeners = map[string]string{
 	"internal/logs/driver/spill.go":       "the run directory, owned by root",
 	"internal/logs/driver/table.go":       "the run directory, owned by root",
 	"internal/logs/process/launch.go":     "the run directory, owned by root",
+	"internal/check/probe/nri.go":         "names in the operator's directory of plugins",
 	"internal/logs/process/process.go":    "the run directory and Docker's plugin directory, owned by root",
 	"internal/nri/nri.go":                 "the operator's directory of plugins, and the socket for them",
 	"internal/nri/store.go":               "the run directory, owned by root; names are checked IDs",

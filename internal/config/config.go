@@ -48,6 +48,8 @@ type Config struct {
 	NRISocket        string // "" disables NRI plugins
 	NRIPluginDir     string
 	NRIConfigDir     string
+	// NRIValidatorConfig configures NRI's default validator, "" for none.
+	NRIValidatorConfig string
 	// NRIRegistrationTimeout bounds the registration of a plugin, and NRIRequestTimeout each of its
 	// responses.
 	NRIRegistrationTimeout, NRIRequestTimeout time.Duration

@@ -91,6 +91,8 @@ func (c *Config) registerNRI(f *pflag.FlagSet) {
 		"directory of NRI plugins to start with the daemon, as root; only with --nri-socket")
 	f.StringVar(&c.NRIConfigDir, "nri-config-dir", "/etc/nri/conf.d",
 		"directory of configurations for the plugins of --nri-plugin-dir")
+	f.StringVar(&c.NRIValidatorConfig, "nri-validator-config", "", "file with the rules of NRI's default validator "+
+		"for the adjustments of plugins; empty for no rules")
 	f.DurationVar(&c.NRIRegistrationTimeout, "nri-plugin-registration-timeout", 5*time.Second,
 		"limit for the registration of an NRI plugin")
 	f.DurationVar(&c.NRIRequestTimeout, "nri-plugin-request-timeout", 2*time.Second,

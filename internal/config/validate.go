@@ -41,8 +41,11 @@ func (c *Config) validateNRI() error {
 		"nri-socket":     c.NRISocket,
 		"nri-plugin-dir": c.NRIPluginDir,
 		"nri-config-dir": c.NRIConfigDir,
+
+		"nri-validator-config": c.NRIValidatorConfig,
 	} {
-		if isOff := flag == "nri-socket" && p == ""; !isOff && !filepath.IsAbs(p) {
+		isOptional := flag == "nri-socket" || flag == "nri-validator-config"
+		if (p != "" || !isOptional) && !filepath.IsAbs(p) {
 			return fmt.Errorf("--%s %q: must be an absolute path", flag, p)
 		}
 	}

@@ -103,7 +103,8 @@ func (s LimitKeeper) keepLater(id model.ContainerID, err error) error {
 
 // set sets resources of a locked container. After an error some of them may be set.
 func (s LimitKeeper) set(
-	ctx context.Context, c *lockedContainer, r *runtimeapi.LinuxContainerResources, host model.Host,
+	ctx context.Context, c *lockedContainer, r *runtimeapi.LinuxContainerResources, others model.PluginResources,
+	host model.Host,
 ) error {
 	if err := validate.Update(r, host); err != nil {
 		return err
@@ -114,6 +115,7 @@ func (s LimitKeeper) set(
 		return err
 	}
 
+	update.Add(others)
 	for _, w := range update.Warnings {
 		s.Log.Warn(w, "container", c.ID)
 	}

@@ -18,7 +18,7 @@ func (s *Service) ListContainers(
 		return nil, err
 	}
 
-	items, err := s.encodedContainers.items(s.visibleContainers(), matchContainer(r.GetFilter()), maxList)
+	items, err := s.encodedContainers.items(s.Visible.Containers(), matchContainer(r.GetFilter()), maxList)
 	if err != nil {
 		return nil, err
 	}

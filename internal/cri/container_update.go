@@ -27,12 +27,12 @@ func (s *Service) UpdateContainerResources(
 		return &runtimeapi.UpdateContainerResourcesResponse{}, nil
 	}
 
-	want, err := s.hooks.update(ctx, c.Container, r.GetLinux())
+	want, others, err := s.hooks.update(ctx, c.Container, r.GetLinux())
 	if err != nil {
 		return nil, err
 	}
 
-	if err := (LimitKeeper{s}).set(ctx, c, want, host); err != nil {
+	if err := (LimitKeeper{s}).set(ctx, c, want, others, host); err != nil {
 		return nil, err
 	}
 	s.hooks.updated(ctx, c.Container)

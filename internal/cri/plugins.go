@@ -28,6 +28,7 @@ type Plugins interface {
 		ctx context.Context, p nri.Pod, c *model.Container, want *runtimeapi.LinuxContainerResources,
 	) (*nri.Response, error)
 	Stop(ctx context.Context, p nri.Pod, c *model.Container) (*nri.Response, error)
+	State() nri.State
 }
 
 // PluginStore records the objects whose plugins have completed; see nri.Store. It exists without
@@ -44,7 +45,13 @@ type PluginStore interface {
 type Concealer interface {
 	Reveal(id model.ContainerID)
 	IsConcealed(id model.ContainerID) bool
-	HasConcealed() bool
+}
+
+// Visible lists the objects that users of the CRI see; see view.Visible. The lists are shared: read
+// only.
+type Visible interface {
+	Sandboxes() []*model.Sandbox
+	Containers() []*model.Container
 }
 
 // hooks announces the lifecycle of pods and containers to NRI plugins: each event once, and in the
@@ -216,11 +223,24 @@ func (h *hooks) apply(ctx context.Context, c *model.Container, a *nri.Adjustment
 			"(--containers=auto or shim): %w", strings.Join(only, ", "), errdefs.ErrFailedPrecondition)
 	}
 
-	r := a.Resources()
+	r, others := a.Resources(), a.PluginResources()
 	if r == nil {
 		return nil
 	}
+	if c.Plugged.Directory != "" {
+		others = model.PluginResources{} // the shim sets them; Docker has a minimum for reservations
+	}
 
+	if err := h.applyResources(ctx, c, r, others); err != nil {
+		return fmt.Errorf("%s: %w", a.DescribeResources(), err)
+	}
+
+	return nil
+}
+
+func (h *hooks) applyResources(
+	ctx context.Context, c *model.Container, r *runtimeapi.LinuxContainerResources, others model.PluginResources,
+) error {
 	if err := checkResources(c.ID, r); err != nil {
 		return err
 	}
@@ -234,6 +254,7 @@ func (h *hooks) apply(ctx context.Context, c *model.Container, a *nri.Adjustment
 	if err != nil {
 		return err
 	}
+	update.Add(others)
 
 	return errors.Join(h.Engine.Update(ctx, c.ID, update), h.View.Refresh(ctx, c.ID))
 }

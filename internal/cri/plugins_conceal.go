@@ -4,30 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/containerd/errdefs"
 
 	"cri-dockerd/internal/model"
 )
-
-// visibleSandboxes returns the sandboxes without those whose plugins have not completed.
-func (g *gate) visibleSandboxes() []*model.Sandbox {
-	all := g.view.Sandboxes()
-	if !g.concealer.HasConcealed() {
-		return all
-	}
-	return slices.DeleteFunc(slices.Clone(all), func(sb *model.Sandbox) bool { return g.concealer.IsConcealed(sb.ID) })
-}
-
-// visibleContainers returns the containers without those whose plugins have not completed.
-func (g *gate) visibleContainers() []*model.Container {
-	all := g.view.Containers()
-	if !g.concealer.HasConcealed() {
-		return all
-	}
-	return slices.DeleteFunc(slices.Clone(all), func(c *model.Container) bool { return g.concealer.IsConcealed(c.ID) })
-}
 
 // checkVisible returns NotFound for an object whose plugins have not completed.
 func (g *gate) checkVisible(kind string, id model.ContainerID) error {

@@ -52,7 +52,7 @@ func (s PluginRunner) Run(ctx context.Context, start func(nri.Node) error) error
 
 // fill records all existing objects before the start of the first plugin.
 func (h *hooks) fill() {
-	sandboxes, containers := h.visibleSandboxes(), h.visibleContainers()
+	sandboxes, containers := h.Visible.Sandboxes(), h.Visible.Containers()
 
 	h.mu.Lock()
 	defer h.mu.Unlock()

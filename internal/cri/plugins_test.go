@@ -85,6 +85,8 @@ func (p *fakePlugins) Stop(_ context.Context, _ nri.Pod, c *model.Container) (*n
 	return resp, p.record("StopContainer", c.ID)
 }
 
+func (p *fakePlugins) State() nri.State { return nri.State{Started: true} }
+
 // of returns the events of an object.
 func (p *fakePlugins) of(id string) []string {
 	p.mu.Lock()
@@ -152,7 +154,7 @@ func TestPluginsFailAtEachStep(t *testing.T) {
 		if ids := w.store.IDs(); len(ids) > 0 {
 			t.Errorf("%s: %d files remain", step, len(ids))
 		}
-		wait(t, "the end of concealed objects", func() bool { return !s.Concealer.HasConcealed() })
+		wait(t, "the end of concealed objects", func() bool { return !w.view.HasConcealed() })
 
 		if step == "" {
 			if n < 12 {

@@ -29,20 +29,20 @@ func checkResources(id model.ContainerID, r *runtimeapi.LinuxContainerResources)
 // update announces an update of a locked container, and returns the resources to set.
 func (h *hooks) update(
 	ctx context.Context, c *model.Container, want *runtimeapi.LinuxContainerResources,
-) (*runtimeapi.LinuxContainerResources, error) {
+) (_ *runtimeapi.LinuxContainerResources, more model.PluginResources, err error) {
 	if h == nil {
-		return want, nil
+		return want, more, nil
 	}
 
 	release, err := h.Plugins.Hold(ctx)
 	if err != nil {
-		return nil, err
+		return nil, more, err
 	}
 	defer release()
 
 	resp, err := h.Plugins.Update(ctx, h.pod(c.SandboxID), c, want)
 	if err != nil {
-		return nil, err
+		return nil, more, err
 	}
 
 	var others []nri.Update
@@ -52,18 +52,18 @@ func (h *hooks) update(
 			continue
 		}
 		if u.Problem != nil {
-			return nil, fmt.Errorf("NRI plugins: %w", u.Problem)
+			return nil, more, fmt.Errorf("NRI plugins: %w", u.Problem)
 		}
 		u.Resources.OomScoreAdj = want.GetOomScoreAdj() // NRI has no field for it
-		want = u.Resources
+		want, more = u.Resources, u.Others
 		if err := checkResources(c.ID, want); err != nil {
-			return nil, err
+			return nil, more, err
 		}
 	}
 
 	h.UpdateLater(others, resp.Evictions) // they need the locks of other containers
 
-	return want, nil
+	return want, more, nil
 }
 
 // updated announces that a container was updated.
@@ -123,7 +123,7 @@ func (h *hooks) updateOne(ctx context.Context, u nri.Update) error {
 		return fmt.Errorf("container %s has ended: %w", id, errdefs.ErrFailedPrecondition)
 	}
 
-	return LimitKeeper{h.Service}.set(ctx, c, u.Resources, h.View.Engine().Host)
+	return LimitKeeper{h.Service}.set(ctx, c, u.Resources, u.Others, h.View.Engine().Host)
 }
 
 // UpdateLater implements nri.Node.

@@ -69,6 +69,10 @@ func (s *Service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 		resp.Status.Conditions = append(resp.Status.Conditions, shimCondition(e.Host.Shim))
 	}
 
+	if s.Plugins != nil {
+		resp.Status.Conditions = append(resp.Status.Conditions, pluginsCondition(s.Plugins.State()))
+	}
+
 	fitConditions(resp.Status.Conditions)
 	if e.Ready {
 		resp.RuntimeHandlers = runtimeHandlers(e.Host)

@@ -18,7 +18,7 @@ func (s *Service) ListPodSandbox(
 		return nil, err
 	}
 
-	items, err := s.encodedSandboxes.items(s.visibleSandboxes(), matchSandbox(r.GetFilter()), maxList)
+	items, err := s.encodedSandboxes.items(s.Visible.Sandboxes(), matchSandbox(r.GetFilter()), maxList)
 	if err != nil {
 		return nil, err
 	}

@@ -267,6 +267,7 @@ type Deps struct {
 	Streams     Streams
 	AppArmor    AppArmor
 	Concealer   Concealer
+	Visible     Visible
 	// Plugins is nil without NRI plugins.
 	Plugins     Plugins
 	PluginStore PluginStore

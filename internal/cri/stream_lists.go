@@ -32,7 +32,7 @@ func (s *Service) StreamPodSandboxes(
 		return err
 	}
 
-	items, err := s.encodedSandboxes.items(s.visibleSandboxes(), matchSandbox(r.GetFilter()), math.MaxInt)
+	items, err := s.encodedSandboxes.items(s.Visible.Sandboxes(), matchSandbox(r.GetFilter()), math.MaxInt)
 	if err != nil {
 		return err
 	}
@@ -50,7 +50,7 @@ func (s *Service) StreamContainers(
 		return err
 	}
 
-	items, err := s.encodedContainers.items(s.visibleContainers(), matchContainer(r.GetFilter()), math.MaxInt)
+	items, err := s.encodedContainers.items(s.Visible.Containers(), matchContainer(r.GetFilter()), math.MaxInt)
 	if err != nil {
 		return err
 	}

@@ -32,6 +32,7 @@ var errBroken = errors.New("broken by the test")
 
 // world simulates everything around a Service, in memory. fault selects the failing steps.
 type world struct {
+	view        *view.View
 	mu          sync.Mutex
 	fault       func(step string) error
 	engineFault func(verb string, after bool) error
@@ -387,16 +388,17 @@ func newServiceFor(t testing.TB, engineNetNS string, plugins Plugins) (*Service,
 	}
 
 	log := slog.New(slog.DiscardHandler)
-	view := view.New(w.engine, log)
-	view.Conceal(store.IsUnfinished)
+	w.view = view.New(w.engine, log)
+	visible := view.Visible{View: w.view}
+	w.view.Conceal(store.IsUnfinished)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
-	go func() { defer close(ended); _ = view.Run(ctx) }()
+	go func() { defer close(ended); _ = w.view.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-ended })
-	<-view.Synced()
+	<-w.view.Synced()
 	w.engine.Fault = w.breakEngine
 	reporter := podstats.New(podstats.Config{
-		View:    view,
+		View:    visible,
 		Usage:   fakeStats{world: w},
 		Details: fakeStats{world: w},
 		ImageFS: imagefs.New(log),
@@ -418,10 +420,10 @@ func newServiceFor(t testing.TB, engineNetNS string, plugins Plugins) (*Service,
 		Images:      w.engine,
 		Accounts:    w.engine,
 		Checkpoints: w.engine,
-		View:        view,
-		States:      view,
-		Updates:     view,
-		ImageView:   view,
+		View:        w.view,
+		States:      w.view,
+		Updates:     w.view,
+		ImageView:   w.view,
 		Network:     w.network,
 		Node:        w.network,
 		Reclaimer:   w.network,
@@ -430,7 +432,8 @@ func newServiceFor(t testing.TB, engineNetNS string, plugins Plugins) (*Service,
 		Volumes:     fakeVolumes{w},
 		Streams:     fakeStreams{},
 		AppArmor:    fakeAppArmor{w},
-		Concealer:   view,
+		Concealer:   w.view,
+		Visible:     visible,
 		Plugins:     plugins,
 		PluginStore: w.store,
 		EngineNetNS: engineNetNS,

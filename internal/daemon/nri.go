@@ -35,6 +35,7 @@ func (p *parts) openNRI() (err error) {
 		Socket:              p.cfg.NRISocket,
 		PluginDir:           p.cfg.NRIPluginDir,
 		ConfigDir:           p.cfg.NRIConfigDir,
+		Validator:           p.cfg.NRIValidatorConfig,
 		RegistrationTimeout: p.cfg.NRIRegistrationTimeout,
 		RequestTimeout:      p.cfg.NRIRequestTimeout,
 		Version:             strings.TrimPrefix(p.version, "cri-dockerd "),

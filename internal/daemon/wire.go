@@ -270,7 +270,7 @@ func (p *parts) openService() error {
 	p.imageFS = imagefs.New(p.log)
 	usage := stats.New(cgroup.Host())
 	p.stats = podstats.New(podstats.Config{
-		View:    p.view,
+		View:    view.Visible{View: p.view},
 		Usage:   usage,
 		Details: usage,
 		ImageFS: p.imageFS,
@@ -296,6 +296,7 @@ func (p *parts) openService() error {
 		Volumes:     imagevolume.New(filepath.Join(p.cfg.RunDirectory, "image-volumes")),
 		Logs:        p.logs,
 		Concealer:   p.view,
+		Visible:     view.Visible{View: p.view},
 		Plugins:     p.nriPlugins(),
 		PluginStore: p.nriStore,
 		EngineNetNS: p.cfg.EngineNetNS(),

@@ -139,8 +139,8 @@ func (e *Engine) read(ctx context.Context, in container.InspectResponse) (model.
 		return model.Object{}, err
 	}
 	o, err := translate.Read(in, image)
-	if o.Container != nil && e.cfg.Adjustments == "" {
-		o.Container.Process = nil // only plugins need it
+	if o.Container != nil && e.cfg.Adjustments != "" {
+		o.Container.Process = translate.ReadProcess(in)
 	}
 
 	return o, err

@@ -61,6 +61,8 @@ type Process struct {
 	Env     []string // without variables that Docker adds at the start
 	Rlimits []Rlimit
 	Devices []Device
+	Seccomp runtimeapi.SecurityProfile_ProfileType
+	Limits  PluginResources // beside Container.Resources
 }
 
 // Rlimit is a limit of setrlimit(2). Type has the form RLIMIT_NOFILE.

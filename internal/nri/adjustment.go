@@ -5,49 +5,74 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/nri/pkg/api"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/shim/adjustment"
+	"cri-dockerd/internal/text"
 )
 
 // Adjustment is what plugins change in a new container. nil changes nothing.
 type Adjustment struct {
 	message *api.ContainerAdjustment
+	owners  *owners // nil for a stored adjustment
 }
+
+// maxRDTClass is the limit of file names in Linux (NAME_MAX).
+const maxRDTClass = 255
 
 // reservedAnnotations are the prefixes of annotations for the containerd shim.
 var reservedAnnotations = []string{"io.cri-dockerd.", "io.containerd."}
 
 // newAdjustment checks the adjustments of plugins. It rejects those that neither Docker nor the
-// shim can carry out.
-func newAdjustment(m *api.ContainerAdjustment) (*Adjustment, error) {
+// shim can carry out, with the names of their plugins.
+func newAdjustment(m *api.ContainerAdjustment, o *owners) (*Adjustment, error) {
 	prune(m)
 	if m == nil || proto.Size(m) == 0 {
 		return nil, nil
 	}
 
 	r := m.GetLinux().GetResources()
-	switch {
-	case r.GetBlockioClass() != nil:
-		return nil, fmt.Errorf("adjustment of the block I/O class: the node has no classes")
-	case r.GetRdtClass() != nil:
-		return nil, fmt.Errorf("adjustment of the RDT class: the node has no classes")
+	if r.GetBlockioClass() != nil {
+		return nil, fmt.Errorf("adjustment of the %s: cri-dockerd has no classes of block I/O; use files of cgroup v2 "+
+			"(unified), such as io.weight", o.describe("block I/O class", api.Field_BlockioClass))
+	}
+	for _, class := range []string{r.GetRdtClass().GetValue(), m.GetLinux().GetRdt().GetClosId().GetValue()} {
+		if err := checkRDTClass(class); err != nil {
+			return nil, fmt.Errorf("adjustment of the %s: %w",
+				o.describe("RDT class", api.Field_RdtClass, api.Field_RdtClosID), err)
+		}
 	}
 
 	for key := range m.GetAnnotations() {
 		name, _ := api.IsMarkedForRemoval(key)
 		if slices.ContainsFunc(reservedAnnotations, func(p string) bool { return strings.HasPrefix(name, p) }) {
-			return nil, fmt.Errorf("adjustment of the annotation %s: it is reserved for the runtime", name)
+			return nil, fmt.Errorf("adjustment of the annotation %s: it is reserved for the runtime",
+				o.describe(text.Clean(name, text.MaxName), api.Field_Annotations))
 		}
 	}
 
+	if _, err := pluginResources(r); err != nil {
+		return nil, fmt.Errorf("adjustment of %s: %w", o.describe("resources", resourceFields...), err)
+	}
 	if _, err := adjustment.Encode(m); err != nil {
 		return nil, err
 	}
 
-	return &Adjustment{m}, nil
+	return &Adjustment{message: m, owners: o}, nil
+}
+
+// checkRDTClass checks the name of an RDT class. It is the name of a directory in resctrl. "" is no
+// class.
+func checkRDTClass(class string) error {
+	if class == "." || class == ".." || strings.ContainsAny(class, "/\x00\n") || len(class) > maxRDTClass {
+		return fmt.Errorf("%q is not the name of a class: %w", text.Clean(class, text.MaxName),
+			errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
 // prune removes the empty parts of adjustments: NRI's library adds some.
@@ -87,44 +112,41 @@ func (a *Adjustment) Resources() *runtimeapi.LinuxContainerResources {
 		return nil
 	}
 
-	r, _ := fromResources(a.message.GetLinux().GetResources())
+	r := fromResources(a.message.GetLinux().GetResources())
 	r.OomScoreAdj = a.message.GetLinux().GetOomScoreAdj().GetValue()
 
 	return r
 }
 
-// NeedsShim returns the adjustments that only the containerd shim can carry out.
+// PluginResources returns the adjusted resources with a field in Docker's API, but not in the CRI.
+func (a *Adjustment) PluginResources() model.PluginResources {
+	if a == nil {
+		return model.PluginResources{}
+	}
+	out, _ := pluginResources(a.message.GetLinux().GetResources()) // newAdjustment has checked them
+	return out
+}
+
+// NeedsShim returns the adjustments that only the containerd shim can carry out, with the names of
+// their plugins.
 func (a *Adjustment) NeedsShim() []string {
 	if a == nil {
 		return nil
 	}
 
-	m, l := a.message, a.message.GetLinux()
-	_, out := fromResources(l.GetResources())
-	for name, isSet := range map[string]bool{
-		"annotations":     len(m.GetAnnotations()) > 0,
-		"mounts":          len(m.GetMounts()) > 0,
-		"environment":     len(m.GetEnv()) > 0,
-		"arguments":       len(m.GetArgs()) > 0,
-		"hooks":           m.GetHooks() != nil,
-		"process limits":  len(m.GetRlimits()) > 0,
-		"devices":         len(l.GetDevices()) > 0,
-		"CDI devices":     len(m.GetCDIDevices()) > 0,
-		"control group":   l.GetCgroupsPath() != "",
-		"I/O priority":    l.GetIoPriority() != nil,
-		"seccomp policy":  l.GetSeccompPolicy() != nil,
-		"namespaces":      len(l.GetNamespaces()) > 0,
-		"sysctls":         len(l.GetSysctl()) > 0,
-		"network devices": len(l.GetNetDevices()) > 0,
-		"scheduler":       l.GetScheduler() != nil,
-		"RDT":             l.GetRdt() != nil,
-		"memory policy":   l.GetMemoryPolicy() != nil,
-	} {
-		if isSet {
-			out = append(out, name)
-		}
+	var out []string
+	for _, p := range propertiesOf(otherResources, a.message.GetLinux().GetResources()) {
+		out = append(out, a.owners.describe(p.name, p.fields...))
+	}
+	for _, p := range propertiesOf(shimProperties, a.message) {
+		out = append(out, a.owners.describe(p.name, p.fields...))
 	}
 	slices.Sort(out)
 
 	return out
+}
+
+// DescribeResources returns "resources" with the names of the plugins that have adjusted them.
+func (a *Adjustment) DescribeResources() string {
+	return a.owners.describe("resources", resourceFields...)
 }

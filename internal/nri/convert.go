@@ -117,6 +117,8 @@ func toContainer(p Pod, c *model.Container) *api.Container {
 	}
 
 	out.Args, out.Env = c.Process.Args, c.Process.Env
+	out.Linux.SeccompProfile = &api.SecurityProfile{ProfileType: profileTypes[c.Process.Seccomp]}
+	addLimits(out.Linux, c.Process.Limits)
 	for _, l := range c.Process.Rlimits {
 		out.Rlimits = append(out.Rlimits, &api.POSIXRlimit{Type: l.Type, Hard: l.Hard, Soft: l.Soft})
 	}
@@ -125,6 +127,33 @@ func toContainer(p Pod, c *model.Container) *api.Container {
 	}
 
 	return out
+}
+
+// addLimits adds limits that the CRI does not have.
+func addLimits(l *api.LinuxContainer, limits model.PluginResources) {
+	if limits == (model.PluginResources{}) {
+		return
+	}
+	if l.Resources == nil {
+		l.Resources = &api.LinuxResources{}
+	}
+
+	if limits.PidsLimit > 0 {
+		l.Resources.Pids = &api.LinuxPids{Limit: limits.PidsLimit}
+	}
+	if limits.MemoryReservation > 0 {
+		if l.Resources.Memory == nil {
+			l.Resources.Memory = &api.LinuxMemory{}
+		}
+		l.Resources.Memory.Reservation = api.Int64(limits.MemoryReservation)
+	}
+}
+
+// profileTypes are the kinds of security profiles of the CRI in terms of NRI.
+var profileTypes = map[runtimeapi.SecurityProfile_ProfileType]api.SecurityProfile_ProfileType{
+	runtimeapi.SecurityProfile_RuntimeDefault: api.SecurityProfile_RUNTIME_DEFAULT,
+	runtimeapi.SecurityProfile_Unconfined:     api.SecurityProfile_UNCONFINED,
+	runtimeapi.SecurityProfile_Localhost:      api.SecurityProfile_LOCALHOST,
 }
 
 // digest returns the digest of an image reference, "" for none.

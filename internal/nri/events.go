@@ -106,6 +106,7 @@ type Response struct {
 // FailedPrecondition.
 func (r *Runtime) Create(ctx context.Context, p Pod, c *model.Container) (*Response, error) {
 	ctx, evictions := withEvictions(ctx)
+	ctx, owners := withOwners(ctx)
 	resp, err := r.adaptation.CreateContainer(ctx, &api.CreateContainerRequest{
 		Pod:       toPod(p),
 		Container: toContainer(p, c),
@@ -114,12 +115,17 @@ func (r *Runtime) Create(ctx context.Context, p Pod, c *model.Container) (*Respo
 		return nil, fail(ctx, create, c.ID, err)
 	}
 
-	a, err := newAdjustment(resp.GetAdjust())
+	a, err := newAdjustment(resp.GetAdjust(), owners)
 	if err != nil {
 		return nil, fail(ctx, create, c.ID, err)
 	}
 
-	return &Response{Adjustment: a, Updates: fromUpdates(resp.GetUpdate()), Evictions: evictions.all()}, nil
+	updates, err := evictions.complete(resp.GetUpdate())
+	if err != nil {
+		return nil, fail(ctx, create, c.ID, err)
+	}
+
+	return &Response{Adjustment: a, Updates: fromUpdates(updates), Evictions: evictions.all()}, nil
 }
 
 // Update relays an update of a container's resources. The response has the resources to set, and
@@ -137,11 +143,17 @@ func (r *Runtime) Update(
 		return nil, fail(ctx, updateOne, c.ID, err)
 	}
 
-	return &Response{Updates: fromUpdates(resp.GetUpdate()), Evictions: evictions.all()}, nil
+	updates, err := evictions.complete(resp.GetUpdate())
+	if err != nil {
+		return nil, fail(ctx, updateOne, c.ID, err)
+	}
+
+	return &Response{Updates: fromUpdates(updates), Evictions: evictions.all()}, nil
 }
 
 // Stop relays the end of a container, and returns updates of other containers.
 func (r *Runtime) Stop(ctx context.Context, p Pod, c *model.Container) (*Response, error) {
+	ctx, evictions := withEvictions(ctx)
 	resp, err := r.adaptation.StopContainer(ctx, &api.StopContainerRequest{
 		Pod:       toPod(p),
 		Container: toContainer(p, c),
@@ -150,5 +162,10 @@ func (r *Runtime) Stop(ctx context.Context, p Pod, c *model.Container) (*Respons
 		return nil, fail(ctx, stop, c.ID, err)
 	}
 
-	return &Response{Updates: fromUpdates(resp.GetUpdate())}, nil
+	updates, err := evictions.complete(resp.GetUpdate())
+	if err != nil {
+		return nil, fail(ctx, stop, c.ID, err)
+	}
+
+	return &Response{Updates: fromUpdates(updates)}, nil
 }

@@ -2,6 +2,8 @@ package nri
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -13,8 +15,9 @@ import (
 	"cri-dockerd/internal/text"
 )
 
-// NRI's protocol has evictions, but NRI's library drops them from requests and responses. So they
-// are read from the messages beside it.
+// NRI's protocol has evictions, but NRI's library drops them from requests and responses. From
+// updates in responses it drops the limit of processes. So both are read from the messages beside
+// it.
 
 // Eviction is the request of a plugin to stop a container.
 type Eviction struct {
@@ -24,10 +27,11 @@ type Eviction struct {
 
 type evictionsKey struct{}
 
-// evictions collects the evictions of one event, of all plugins.
+// evictions collects the evictions of one event and its limits of processes, of all plugins.
 type evictions struct {
-	mu   sync.Mutex // guards list
+	mu   sync.Mutex // guards list and pids
 	list []Eviction
+	pids map[string][]int64 // container ID: different limits
 }
 
 // withEvictions returns a ctx whose calls to plugins collect evictions.
@@ -61,7 +65,46 @@ func (e *evictions) add(requests []*api.ContainerEviction) {
 	}
 }
 
-// collectEvictions is the interceptor of calls to plugins. It reads evictions from their responses.
+// addUpdates collects the limits of processes.
+func (e *evictions) addUpdates(updates []*api.ContainerUpdate) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+
+	for _, u := range updates {
+		p, id := u.GetLinux().GetResources().GetPids(), u.GetContainerId()
+		if p == nil || slices.Contains(e.pids[id], p.GetLimit()) {
+			continue
+		}
+		if e.pids == nil {
+			e.pids = map[string][]int64{}
+		}
+		e.pids[id] = append(e.pids[id], p.GetLimit())
+	}
+}
+
+// complete returns the updates of the library's response with the limits of processes. As with
+// other resources, two plugins must not set different limits.
+func (e *evictions) complete(updates []*api.ContainerUpdate) ([]*api.ContainerUpdate, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+
+	for _, u := range updates {
+		limits, r := e.pids[u.GetContainerId()], u.GetLinux().GetResources()
+		switch {
+		case len(limits) == 0 || r == nil:
+		case len(limits) > 1:
+			return nil, fmt.Errorf("plugins tried to set the process limit of %s to %v",
+				text.Clean(u.GetContainerId(), text.MaxName), limits)
+		default:
+			r.Pids = &api.LinuxPids{Limit: limits[0]}
+		}
+	}
+
+	return updates, nil
+}
+
+// collectEvictions is the interceptor of calls to plugins. It reads evictions and limits of
+// processes from their responses.
 func collectEvictions(
 	ctx context.Context, req *ttrpc.Request, resp *ttrpc.Response, _ *ttrpc.UnaryClientInfo, call ttrpc.Invoker,
 ) error {
@@ -81,6 +124,7 @@ func collectEvictions(
 			return err
 		}
 		e.add(m.GetEvict())
+		e.addUpdates(m.GetUpdate())
 
 	case updateOne:
 		m := &api.UpdateContainerResponse{}
@@ -88,6 +132,14 @@ func collectEvictions(
 			return err
 		}
 		e.add(m.GetEvict())
+		e.addUpdates(m.GetUpdate())
+
+	case stop:
+		m := &api.StopContainerResponse{}
+		if err := proto.Unmarshal(resp.GetPayload(), m); err != nil {
+			return err
+		}
+		e.addUpdates(m.GetUpdate())
 	}
 
 	return nil

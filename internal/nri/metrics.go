@@ -21,9 +21,11 @@ type metrics struct {
 	changes *prometheus.CounterVec   // by plugin and kind
 	plugins prometheus.Gauge
 	names   *names
+	builtin int // plugins of the daemon itself, which are not counted
+	table   *pluginTable
 }
 
-func newMetrics() *metrics {
+func newMetrics(table *pluginTable) *metrics {
 	return &metrics{
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cri_dockerd_nri_plugin_calls_total",
@@ -44,6 +46,7 @@ func newMetrics() *metrics {
 			Help: "Registered NRI plugins.",
 		}),
 		names: &names{known: map[string]bool{}},
+		table: table,
 	}
 }
 
@@ -55,15 +58,23 @@ func (r *Runtime) Collectors() []prometheus.Collector {
 
 // RecordPluginInvocation implements adaptation.Metrics.
 func (m *metrics) RecordPluginInvocation(plugin, event string, err error) {
+	if plugin == recorderName {
+		return
+	}
+
 	result := "ok"
 	if err != nil {
 		result = "error"
 	}
+	m.table.called(plugin, event, err)
 	m.calls.WithLabelValues(m.names.label(plugin), event, result).Inc()
 }
 
 // RecordPluginLatency implements adaptation.Metrics.
 func (m *metrics) RecordPluginLatency(plugin, event string, d time.Duration) {
+	if plugin == recorderName {
+		return
+	}
 	m.latency.WithLabelValues(m.names.label(plugin), event).Observe(d.Seconds())
 }
 
@@ -80,7 +91,7 @@ func (m *metrics) RecordPluginAdjustments(
 }
 
 // UpdatePluginCount implements adaptation.Metrics.
-func (m *metrics) UpdatePluginCount(n int) { m.plugins.Set(float64(n)) }
+func (m *metrics) UpdatePluginCount(n int) { m.plugins.Set(float64(max(n-m.builtin, 0))) }
 
 // names bounds the names of plugins in labels. The rest is "other".
 type names struct {

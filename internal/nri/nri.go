@@ -30,6 +30,7 @@ type Config struct {
 	Socket    string // of the server for plugins
 	PluginDir string // with plugins to start
 	ConfigDir string // with the configurations of these plugins
+	Validator string // file with the configuration of the default validator, "" for none
 	// RegistrationTimeout bounds the registration of a plugin, and RequestTimeout each of its
 	// responses. NRI drops a plugin that exceeds one.
 	RegistrationTimeout, RequestTimeout time.Duration
@@ -54,26 +55,39 @@ type Runtime struct {
 	cfg        Config
 	adaptation *adaptation.Adaptation
 	metrics    *metrics
+	plugins    *pluginTable
 	node       Node
 	started    chan struct{} // closed after Start
 }
 
 // New returns a Runtime. It connects no plugin before Start.
 func New(cfg Config) (*Runtime, error) {
-	r := &Runtime{cfg: cfg, metrics: newMetrics(), started: make(chan struct{})}
+	validator, err := readValidator("", cfg.Validator)
+	if err != nil {
+		return nil, fmt.Errorf("--nri-validator-config: %w", err)
+	}
+
+	plugins := &pluginTable{plugins: map[string]*PluginState{}}
+	r := &Runtime{cfg: cfg, metrics: newMetrics(plugins), plugins: plugins, started: make(chan struct{})}
+	r.metrics.builtin = 1 // recorder
+	if validator != nil && validator.Enable {
+		r.metrics.builtin++
+	}
+
 	setLog(cfg.Log)
 	adaptation.SetPluginRegistrationTimeout(cfg.RegistrationTimeout)
 	adaptation.SetPluginRequestTimeout(cfg.RequestTimeout)
 
-	var err error
 	r.adaptation, err = adaptation.New("cri-dockerd", cfg.Version, r.synchronize, r.update,
 		adaptation.WithSocketPath(cfg.Socket),
 		adaptation.WithPluginPath(cfg.PluginDir),
 		adaptation.WithPluginConfigPath(cfg.ConfigDir),
 		adaptation.WithMetrics(r.metrics),
+		adaptation.WithBuiltinPlugins(recorder()),
+		adaptation.WithDefaultValidator(validator),
 		adaptation.WithTTRPCOptions(
 			[]ttrpc.ClientOpts{ttrpc.WithUnaryClientInterceptor(collectEvictions)},
-			[]ttrpc.ServerOpt{ttrpc.WithUnaryServerInterceptor(passEvictions)},
+			[]ttrpc.ServerOpt{sessionOption(plugins)},
 		),
 	)
 	if err != nil {
@@ -110,8 +124,8 @@ func (r *Runtime) Close() error {
 	return nil
 }
 
-// checkPlugins returns an error if somebody else than root can change a plugin: plugins run as
-// root. A missing directory has none.
+// checkPlugins returns an error if somebody else than root can change a plugin, because plugins run
+// as root, or if the name of a plugin is invalid. A missing directory has none.
 func checkPlugins(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -130,9 +144,21 @@ func checkPlugins(dir string) error {
 			return fmt.Errorf("plugin %s: %w", e.Name(), err)
 		}
 		_ = f.Close()
+
+		if info, err := e.Info(); err == nil && !IsPluginName(e.Name(), info.Mode()) {
+			return fmt.Errorf("plugin %s: its name has no index; rename it to NN-name, as in 10-logger, or make it "+
+				"not executable (chmod a-x %s): %w", e.Name(), filepath.Join(dir, e.Name()), errdefs.ErrInvalidArgument)
+		}
 	}
 
 	return nil
+}
+
+// IsPluginName reports whether NRI's library accepts a file in the directory of plugins. It skips
+// files that are not executable. With any other file it starts no plugin at all.
+func IsPluginName(name string, mode fs.FileMode) bool {
+	_, _, err := api.ParsePluginName(name)
+	return mode.IsDir() || mode&0o111 == 0 || err == nil
 }
 
 // Hold delays the registration of plugins until release. An object that is announced to plugins and

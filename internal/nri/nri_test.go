@@ -30,7 +30,7 @@ func TestEmptyAdjustments(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a, err := newAdjustment(m)
+			a, err := newAdjustment(m, nil)
 			if a != nil || err != nil {
 				t.Errorf("the adjustment is %v, %v; want none", a, err)
 			}
@@ -44,9 +44,9 @@ func TestEmptyAdjustments(t *testing.T) {
 // TestNeedsShim checks that each adjustment is either a resource of the CRI or needs the shim: none
 // may be left out without the shim.
 func TestNeedsShim(t *testing.T) {
-	inCRI := []string{"CdiDevices", "BlockioClass", "RdtClass", // refused
+	inCRI := []string{"CdiDevices", "BlockioClass", // refused
 		"MemLimit", "MemSwapLimit", "CPUShares", "CPUQuota", "CPUPeriod", "CPUSetCPUs", "CPUSetMems", "HugepageLimits",
-		"CgroupsUnified", "OomScoreAdj", "None"}
+		"CgroupsUnified", "OomScoreAdj", "None", "MemReservation", "PidsLimit"}
 	l := func(l *api.LinuxContainerAdjustment) *api.ContainerAdjustment {
 		return &api.ContainerAdjustment{Linux: l}
 	}
@@ -72,8 +72,8 @@ func TestNeedsShim(t *testing.T) {
 		"RdtClosID":           rdt(&api.LinuxRdt{ClosId: api.String("x")}),
 		"RdtSchemata":         rdt(&api.LinuxRdt{Schemata: api.RepeatedString([]string{"x"})}),
 		"RdtEnableMonitoring": rdt(&api.LinuxRdt{EnableMonitoring: api.Bool(true)}),
+		"RdtClass":            r(&api.LinuxResources{RdtClass: api.String("gold")}),
 		"MemoryPolicy":        l(&api.LinuxContainerAdjustment{MemoryPolicy: &api.LinuxMemoryPolicy{}}),
-		"MemReservation":      r(&api.LinuxResources{Memory: &api.LinuxMemory{Reservation: api.Int64(1)}}),
 		"MemKernelLimit":      r(&api.LinuxResources{Memory: &api.LinuxMemory{Kernel: api.Int64(1)}}),
 		"MemUseHierarchy":     r(&api.LinuxResources{Memory: &api.LinuxMemory{UseHierarchy: api.Bool(true)}}),
 		"MemDisableOomKiller": r(&api.LinuxResources{Memory: &api.LinuxMemory{DisableOomKiller: api.Bool(true)}}),
@@ -81,7 +81,6 @@ func TestNeedsShim(t *testing.T) {
 		"MemSwappiness":       r(&api.LinuxResources{Memory: &api.LinuxMemory{Swappiness: api.UInt64(1)}}),
 		"CPURealtimeRuntime":  r(&api.LinuxResources{Cpu: &api.LinuxCPU{RealtimeRuntime: api.Int64(1)}}),
 		"CPURealtimePeriod":   r(&api.LinuxResources{Cpu: &api.LinuxCPU{RealtimePeriod: api.UInt64(1)}}),
-		"PidsLimit":           r(&api.LinuxResources{Pids: &api.LinuxPids{Limit: 1}}),
 	}
 
 	for name := range api.Field_value {
@@ -92,7 +91,7 @@ func TestNeedsShim(t *testing.T) {
 
 	for name, m := range tests {
 		t.Run(name, func(t *testing.T) {
-			a, err := newAdjustment(m)
+			a, err := newAdjustment(m, nil)
 			if err != nil || len(a.NeedsShim()) != 1 {
 				t.Errorf("it needs %q, %v; want one name", a.NeedsShim(), err)
 			}
@@ -112,19 +111,81 @@ func TestResourcesRoundTrip(t *testing.T) {
 		HugepageLimits:         []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4}},
 		Unified:                map[string]string{"memory.high": "1"},
 	}
-	got, other := fromResources(toResources(want))
+	r := toResources(want)
+	got, other := fromResources(r), propertiesOf(otherResources, r)
 	if !proto.Equal(got, want) || len(other) > 0 {
-		t.Errorf("got %v and %q, want %v", got, other, want)
+		t.Errorf("got %v and %v, want %v", got, other, want)
 	}
 }
 
 func TestUnsupportedUpdates(t *testing.T) {
 	u := &api.ContainerUpdate{ContainerId: string(testID)}
-	u.SetLinuxPidLimits(5)
+	u.SetLinuxMemorySwappiness(5)
 	got := fromUpdates([]*api.ContainerUpdate{nil, {ContainerId: "x"}, u})
 	if len(got) != 1 || !errdefs.IsNotImplemented(got[0].Problem) ||
-		!strings.Contains(got[0].Problem.Error(), "process limit") {
+		!strings.Contains(got[0].Problem.Error(), "swappiness") {
 		t.Errorf("updates: %v", got)
+	}
+}
+
+func TestRDTClass(t *testing.T) {
+	for class, isValid := range map[string]bool{
+		"gold": true, "": true, "a.b": true, ".": false, "..": false, "a/b": false, "a\nb": false,
+		strings.Repeat("x", 256): false,
+	} {
+		for name, l := range map[string]*api.LinuxContainerAdjustment{
+			"class":      {Resources: &api.LinuxResources{RdtClass: api.String(class)}},
+			"adjustment": {Rdt: &api.LinuxRdt{ClosId: api.String(class)}},
+		} {
+			if _, err := newAdjustment(&api.ContainerAdjustment{Linux: l}, nil); (err == nil) != isValid {
+				t.Errorf("%s %q: %v", name, class, err)
+			}
+		}
+	}
+}
+
+// TestPluginResources: Docker has some resources that the CRI does not have.
+func TestPluginResources(t *testing.T) {
+	u := &api.ContainerUpdate{ContainerId: string(testID)}
+	u.SetLinuxPidLimits(5)
+	u.SetLinuxMemoryReservation(7 << 20)
+	unlimited := &api.ContainerUpdate{ContainerId: string(testID)}
+	unlimited.SetLinuxPidLimits(0)
+	negative := &api.ContainerUpdate{ContainerId: string(testID)}
+	negative.SetLinuxMemoryReservation(-1)
+
+	got := fromUpdates([]*api.ContainerUpdate{u, unlimited, negative})
+	want := model.PluginResources{PidsLimit: 5, MemoryReservation: 7 << 20}
+	if got[0].Others != want || got[0].Problem != nil {
+		t.Errorf("resources %+v, %v; want %+v", got[0].Others, got[0].Problem, want)
+	}
+	if got[1].Others.PidsLimit != -1 {
+		t.Errorf("no limit is %d, want -1", got[1].Others.PidsLimit)
+	}
+	if !errdefs.IsInvalidArgument(got[2].Problem) {
+		t.Errorf("a negative reservation: %v", got[2].Problem)
+	}
+
+	a, err := newAdjustment(&api.ContainerAdjustment{Linux: &api.LinuxContainerAdjustment{
+		Resources: u.GetLinux().GetResources(),
+	}}, nil)
+	if err != nil || a.PluginResources() != want || len(a.NeedsShim()) > 0 {
+		t.Errorf("adjustment: %v, %+v, needs %q", err, a.PluginResources(), a.NeedsShim())
+	}
+}
+
+// TestLimitsForPlugins shows plugins limits that the CRI does not have.
+func TestLimitsForPlugins(t *testing.T) {
+	c := testContainer()
+	c.Process = &model.Process{Limits: model.PluginResources{PidsLimit: 5, MemoryReservation: 6}}
+	r := toContainer(testPod(), c).GetLinux().GetResources()
+	if r.GetPids().GetLimit() != 5 || r.GetMemory().GetReservation().GetValue() != 6 {
+		t.Errorf("resources %v, want a process limit of 5 and a reservation of 6", r)
+	}
+
+	c.Process.Limits = model.PluginResources{}
+	if r := toContainer(testPod(), c).GetLinux().GetResources(); r.GetPids() != nil || r.GetMemory() != nil {
+		t.Errorf("resources %v, want none", r)
 	}
 }
 
@@ -143,7 +204,7 @@ func TestStore(t *testing.T) {
 	}
 
 	m := &api.ContainerAdjustment{Args: []string{"x"}}
-	if err := s.Complete(testID, &Adjustment{m}); err != nil {
+	if err := s.Complete(testID, &Adjustment{message: m}); err != nil {
 		t.Fatal(err)
 	}
 

@@ -3,7 +3,6 @@ package nri
 import (
 	"fmt"
 	"maps"
-	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/nri/pkg/api"
@@ -49,9 +48,8 @@ func toResources(r *runtimeapi.LinuxContainerResources) *api.LinuxResources {
 	return out
 }
 
-// fromResources returns the resources of a plugin in terms of the CRI, and the fields that the CRI
-// does not have.
-func fromResources(r *api.LinuxResources) (*runtimeapi.LinuxContainerResources, []string) {
+// fromResources returns the resources of a plugin in terms of the CRI, without otherResources.
+func fromResources(r *api.LinuxResources) *runtimeapi.LinuxContainerResources {
 	cpu, memory := r.GetCpu(), r.GetMemory()
 	out := &runtimeapi.LinuxContainerResources{
 		CpuShares:              int64(min(cpu.GetShares().GetValue(), 1<<62)),
@@ -70,33 +68,34 @@ func fromResources(r *api.LinuxResources) (*runtimeapi.LinuxContainerResources, 
 		})
 	}
 
-	var other []string
-	for name, isSet := range map[string]bool{
-		"memory reservation":      memory.GetReservation() != nil,
-		"kernel memory":           memory.GetKernel() != nil,
-		"kernel TCP memory":       memory.GetKernelTcp() != nil,
-		"swappiness":              memory.GetSwappiness() != nil,
-		"hierarchical accounting": memory.GetUseHierarchy() != nil,
-		"OOM killer":              memory.GetDisableOomKiller().GetValue(),
-		"realtime CPU time":       cpu.GetRealtimeRuntime() != nil || cpu.GetRealtimePeriod() != nil,
-		"process limit":           r.GetPids() != nil,
-		"block I/O class":         r.GetBlockioClass() != nil,
-		"RDT class":               r.GetRdtClass() != nil,
-		"rules for device nodes":  len(r.GetDevices()) > 0,
-	} {
-		if isSet {
-			other = append(other, name)
+	return out
+}
+
+// pluginResources returns the resources that the CRI does not have and Docker has.
+func pluginResources(r *api.LinuxResources) (out model.PluginResources, err error) {
+	if p := r.GetPids(); p != nil {
+		out.PidsLimit = p.GetLimit()
+		if out.PidsLimit <= 0 { // OCI runtime specification, pids
+			out.PidsLimit = -1
 		}
 	}
-	slices.Sort(other)
 
-	return out, other
+	if m := r.GetMemory().GetReservation(); m != nil {
+		if m.GetValue() <= 0 {
+			return out, fmt.Errorf("a memory reservation of %d is not positive: %w", m.GetValue(),
+				errdefs.ErrInvalidArgument)
+		}
+		out.MemoryReservation = m.GetValue()
+	}
+
+	return out, nil
 }
 
 // Update is the request of a plugin to change the resources of a container.
 type Update struct {
 	ID        model.ContainerID
 	Resources *runtimeapi.LinuxContainerResources
+	Others    model.PluginResources
 	// Problem is the reason why the update cannot be carried out, nil for none.
 	Problem error
 	// IgnoreFailure: a failure is no error.
@@ -112,9 +111,20 @@ func fromUpdates(messages []*api.ContainerUpdate) []Update {
 			continue
 		}
 
-		u := Update{ID: model.ContainerID(m.GetContainerId()), IgnoreFailure: m.GetIgnoreFailure(), message: m}
+		r := m.GetLinux().GetResources()
+		u := Update{
+			ID:            model.ContainerID(m.GetContainerId()),
+			Resources:     fromResources(r),
+			IgnoreFailure: m.GetIgnoreFailure(),
+			message:       m,
+		}
+		u.Others, u.Problem = pluginResources(r)
+
 		var other []string
-		if u.Resources, other = fromResources(m.GetLinux().GetResources()); len(other) > 0 {
+		for _, p := range propertiesOf(otherResources, r) {
+			other = append(other, p.name)
+		}
+		if len(other) > 0 {
 			u.Problem = fmt.Errorf("an update cannot set %q: %w", other, errdefs.ErrNotImplemented)
 		}
 		out = append(out, u)

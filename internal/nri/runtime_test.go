@@ -59,6 +59,7 @@ type testPlugin struct {
 	synced chan int // containers of Synchronize
 	err    error    // for RunPodSandbox
 	hang   chan struct{}
+	adjust func(*api.ContainerAdjustment) // beside the environment; may be nil
 }
 
 func (p *testPlugin) Synchronize(
@@ -83,7 +84,18 @@ func (p *testPlugin) CreateContainer(
 ) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 	a := &api.ContainerAdjustment{}
 	a.AddEnv("A", "b")
+	if p.adjust != nil {
+		p.adjust(a)
+	}
 	return a, nil, nil
+}
+
+func (p *testPlugin) UpdateContainer(
+	_ context.Context, _ *api.PodSandbox, c *api.Container, _ *api.LinuxResources,
+) ([]*api.ContainerUpdate, error) {
+	u := &api.ContainerUpdate{ContainerId: c.GetId()}
+	u.SetLinuxPidLimits(5)
+	return []*api.ContainerUpdate{u}, nil
 }
 
 // evict adds an eviction to the responses of the plugin.
@@ -112,13 +124,17 @@ func requestEviction(
 }
 
 // connect starts a runtime with a plugin.
-func connect(t *testing.T, node Node) (*Runtime, *testPlugin) {
+func connect(t *testing.T, node Node) (*Runtime, *testPlugin) { return connectWith(t, node, "") }
+
+// connectWith starts a runtime with a configuration of the default validator, and a plugin.
+func connectWith(t *testing.T, node Node, validator string) (*Runtime, *testPlugin) {
 	t.Helper()
 	dir := t.TempDir()
 	r, err := New(Config{
 		Socket:              filepath.Join(dir, "nri/nri.sock"),
 		PluginDir:           filepath.Join(dir, "plugins"),
 		ConfigDir:           dir,
+		Validator:           validator,
 		RegistrationTimeout: 5 * time.Second,
 		RequestTimeout:      time.Second,
 		Log:                 slog.New(slog.DiscardHandler),
@@ -177,7 +193,7 @@ func TestRuntime(t *testing.T) {
 	}
 
 	resp, err := r.Create(t.Context(), testPod(), testContainer())
-	if err != nil || !slices.Equal(resp.Adjustment.NeedsShim(), []string{"environment"}) {
+	if err != nil || !slices.Equal(resp.Adjustment.NeedsShim(), []string{"environment (by plugin 10-test)"}) {
 		t.Fatalf("the response is %+v, %v", resp, err)
 	}
 	if len(resp.Evictions) != 1 || resp.Evictions[0].ID != "response" {
@@ -291,5 +307,32 @@ func TestHoldWaitsForTheStart(t *testing.T) {
 	defer cancel()
 	if _, err := r.Hold(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Hold: %v, want the deadline of the caller", err)
+	}
+}
+
+// TestProcessLimits: NRI's library drops the limit of processes from responses.
+func TestProcessLimits(t *testing.T) {
+	r, p := connect(t, &fakeNode{})
+	<-p.synced
+	hold(t, r)
+
+	resp, err := r.Update(t.Context(), testPod(), testContainer(), &runtimeapi.LinuxContainerResources{CpuShares: 9})
+	if err != nil || len(resp.Updates) != 1 {
+		t.Fatalf("response %+v, %v", resp, err)
+	}
+	if u := resp.Updates[0]; u.Others.PidsLimit != 5 || u.Resources.GetCpuShares() != 9 || u.Problem != nil {
+		t.Errorf("update %+v, want a process limit of 5 and CPU shares of 9", u)
+	}
+
+	e := &evictions{}
+	for _, limit := range []int64{5, 5, 6} {
+		u := &api.ContainerUpdate{ContainerId: "x"}
+		u.SetLinuxPidLimits(limit)
+		e.addUpdates([]*api.ContainerUpdate{u})
+	}
+	u := &api.ContainerUpdate{ContainerId: "x"}
+	u.SetLinuxCPUShares(1)
+	if _, err := e.complete([]*api.ContainerUpdate{u}); err == nil || !strings.Contains(err.Error(), "[5 6]") {
+		t.Errorf("different limits: %v", err)
 	}
 }

@@ -98,7 +98,7 @@ func (s *Store) Adjustment(id model.ContainerID) (*Adjustment, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Adjustment{m}, nil
+	return &Adjustment{message: m}, nil
 }
 
 // Forget removes the file of an object. An object without a file is no error.

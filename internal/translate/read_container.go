@@ -44,7 +44,6 @@ func readContainer(in container.InspectResponse, n name, r *record) *model.Conta
 		StdinOnce:     in.Config.StdinOnce,
 		ExecOutput:    readAnnotation(in.HostConfig).Output,
 		Plugged:       readPlugged(in.HostConfig, r.Container.Plugins),
-		Process:       readProcess(in),
 	}
 
 	readState(c, in)

@@ -134,3 +134,11 @@ func NewUpdate(r *runtimeapi.LinuxContainerResources, h model.Host) (*Update, er
 
 	return u, nil
 }
+
+// Add adds resources of NRI plugins.
+func (u *Update) Add(r model.PluginResources) {
+	if r.PidsLimit != 0 {
+		u.Resources.PidsLimit = &r.PidsLimit
+	}
+	u.Resources.MemoryReservation = r.MemoryReservation
+}

@@ -1,6 +1,13 @@
 package view
 
-import "cri-dockerd/internal/model"
+import (
+	"fmt"
+	"slices"
+
+	"github.com/containerd/errdefs"
+
+	"cri-dockerd/internal/model"
+)
 
 // Conceal sets the rule for objects that exist at the engine, but not for users of the view yet.
 // The rule is asked once for each object, when the view first reads it. A concealed object is in
@@ -31,6 +38,49 @@ func (v *View) HasConcealed() bool {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	return v.store.concealed > 0
+}
+
+// Visible is a View without concealed objects.
+type Visible struct{ *View }
+
+// Sandbox is View.Sandbox without concealed objects.
+func (v Visible) Sandbox(id string) (*model.Sandbox, error) {
+	sb, err := v.View.Sandbox(id)
+	if err == nil && v.IsConcealed(sb.ID) {
+		return nil, fmt.Errorf("sandbox %s: %w", sb.ID, errdefs.ErrNotFound)
+	}
+	return sb, err
+}
+
+// Container is View.Container without concealed objects.
+func (v Visible) Container(id string) (*model.Container, error) {
+	c, err := v.View.Container(id)
+	if err == nil && v.IsConcealed(c.ID) {
+		return nil, fmt.Errorf("container %s: %w", c.ID, errdefs.ErrNotFound)
+	}
+	return c, err
+}
+
+// Sandboxes is View.Sandboxes without concealed objects.
+func (v Visible) Sandboxes() []*model.Sandbox {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.store.sort()
+
+	all := v.store.sortedSandboxes
+	if v.store.concealed == 0 {
+		return all
+	}
+
+	return slices.DeleteFunc(slices.Clone(all), func(sb *model.Sandbox) bool { return v.store.isConcealed(sb.ID) })
+}
+
+// Containers is View.Containers without concealed objects.
+func (v Visible) Containers() []*model.Container {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.store.sort()
+	return v.store.visible(v.store.sortedContainers)
 }
 
 // conceal applies the rule to an object that the view reads for the first time.

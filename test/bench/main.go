@@ -12,6 +12,7 @@
 //   - streams compares exec with the engine's own, and port-forward with containerd's.
 //   - shim compares pods under the containerd shim with those under the engine's runtime.
 //   - containerd compares pods under the containerd shim with those of containerd's own CRI.
+//   - nri compares a daemon with NRI and no plugin with daemons without NRI.
 //   - starts compares concurrent creates and starts of containers with the engine's own calls.
 //
 // The exit code is 1 if a limit is exceeded. The command starts the engine and the daemon. The
@@ -52,6 +53,7 @@ var commands = map[string]func(context.Context, *harness, []string) bool{
 	pauseCommand:      benchPause,
 	shimCommand:       benchShim,
 	containerdCommand: benchContainerd,
+	nriCommand:        benchNRI,
 }
 
 func main() {

@@ -118,7 +118,8 @@ func TestNRIAdjustments(t *testing.T) {
 			SandboxConfig: cfg,
 		})
 		if !n.usesShim(t, pod) {
-			for _, name := range []string{"environment", "mounts", "devices", "hooks", "arguments", "--containers"} {
+			for _, name := range []string{"environment", "mounts", "devices", "hooks", "arguments", "--containers",
+				"10-adjusting"} {
 				if err == nil || !strings.Contains(err.Error(), name) {
 					t.Errorf("the error does not name %q: %v", name, err)
 				}
@@ -180,7 +181,7 @@ func TestNRIRefusedAdjustments(t *testing.T) {
 		class := &api.ContainerAdjustment{}
 		class.SetLinuxBlockIOClass("fast")
 		rdt := &api.ContainerAdjustment{}
-		rdt.SetLinuxRDTClass("gold")
+		rdt.SetLinuxRDTClass("../gold")
 		for want, adjust := range map[string]*api.ContainerAdjustment{
 			"block I/O class":   class,
 			"RDT class":         rdt,
@@ -309,6 +310,30 @@ func TestNRIUpdates(t *testing.T) {
 	})
 }
 
+// assertCheckOfPlugins expects that check lists the plugin, and finds one with an invalid name.
+func (n *node) assertCheckOfPlugins(t *testing.T, plugins string, args []string) {
+	t.Helper()
+	wrong := filepath.Join(plugins, "logger")
+	if err := os.WriteFile(wrong, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+
+	p := &checkedNode{command: n.eng.Command, program: n.Daemon.Program}
+	args = append([]string{"--container-runtime-endpoint=unix://" + n.Daemon.Socket,
+		"--docker-endpoint=unix://" + n.eng.Socket}, args...)
+	found := map[string]finding{}
+	for _, f := range p.check(t, args...) {
+		found[f.ID] = f
+	}
+
+	if f := found["nri-plugins"]; f.Status != "ok" || f.Detail != "10-env" {
+		t.Errorf("finding %+v, want the plugin 10-env", f)
+	}
+	if f := found["nri-files"]; f.Status != "fail" || !strings.Contains(f.Fix, "chmod a-x "+wrong) {
+		t.Errorf("finding %+v, want the fix of %s", f, wrong)
+	}
+}
+
 // TestNRIPluginDirectory lets the daemon start a plugin with its configuration.
 func TestNRIPluginDirectory(t *testing.T) {
 	t.Parallel()
@@ -338,4 +363,6 @@ func testPluginDirectory(t *testing.T, n *node) {
 	if got := n.exec(t, c, "sh", "-c", "echo $PLUGIN"); got != "configured\n" {
 		t.Errorf("PLUGIN=%q, want the plugin's configuration", got)
 	}
+	n.assertPlugins(t, "PluginsConnected", "10-env")
+	n.assertCheckOfPlugins(t, plugins, args)
 }

@@ -215,6 +215,25 @@ func TestNRIFailure(t *testing.T) {
 	})
 }
 
+// assertPlugins checks the condition of the status that lists the plugins.
+func (n *node) assertPlugins(t *testing.T, reason, message string) {
+	t.Helper()
+	s, err := n.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	for _, c := range s.GetStatus().GetConditions() {
+		if c.Type == "NRIPlugins" {
+			if c.Reason != reason || !strings.HasPrefix(c.Message, message) {
+				t.Errorf("condition %v, want %s: %s", c, reason, message)
+			}
+			return
+		}
+	}
+	t.Error("the status has no condition NRIPlugins")
+}
+
 // TestNRITimeout lets a plugin hang. The runtime drops it, and the pod starts without it.
 func TestNRITimeout(t *testing.T) {
 	eachNRI(t, func(t *testing.T, n *node) {
@@ -234,7 +253,32 @@ func TestNRITimeout(t *testing.T) {
 		if page := n.Metrics(t); !strings.Contains(page, "\ncri_dockerd_nri_plugins 0\n") {
 			t.Error("the plugin is still counted")
 		}
+		n.assertPlugins(t, "PluginFailed", "10-hanging (disconnected after a failure) (1 failed calls; "+
+			"the last: RunPodSandbox: ")
 	}, "--nri-plugin-request-timeout=1s")
+}
+
+// statsOf returns the RPCs of stats that show an object.
+func (n *node) statsOf(ctx context.Context, id string) (shown []string) {
+	add := func(rpc string, isShown bool) {
+		if isShown {
+			shown = append(shown, rpc+" of "+id)
+		}
+	}
+
+	_, err := n.Runtime.PodSandboxStats(ctx, &runtimeapi.PodSandboxStatsRequest{PodSandboxId: id})
+	add("PodSandboxStats", err == nil)
+	_, err = n.Runtime.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: id})
+	add("ContainerStats", err == nil)
+
+	pods, err := n.Runtime.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{})
+	add("ListPodSandboxStats", err != nil || strings.Contains(pods.String(), id))
+	containers, err := n.Runtime.ListContainerStats(ctx, &runtimeapi.ListContainerStatsRequest{})
+	add("ListContainerStats", err != nil || strings.Contains(containers.String(), id))
+	metrics, err := n.Runtime.ListPodSandboxMetrics(ctx, &runtimeapi.ListPodSandboxMetricsRequest{})
+	add("ListPodSandboxMetrics", err != nil || strings.Contains(metrics.String(), id))
+
+	return shown
 }
 
 // TestNRIVisibility lists pods and containers while plugins handle their creation.
@@ -273,6 +317,7 @@ func TestNRIVisibility(t *testing.T) {
 			}); err == nil {
 				seen = append(seen, "status of "+id)
 			}
+			seen = append(seen, n.statsOf(ctx, id)...)
 		}
 		p := newPlugin(10, "inspecting")
 		p.onEvent = func(name string, pod *api.PodSandbox, _ *api.Container) error {

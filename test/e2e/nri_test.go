@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -32,8 +33,25 @@ spec:
     command: [sleep, "100000"]
 `
 
+// hookedPod and plainPod have the same container. The plugin adds a hook to that of the former.
+const hookedPod = `apiVersion: v1
+kind: Pod
+metadata:
+  name: NAME
+  namespace: default
+  annotations: {ANNOTATION: /bin/true}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: cri-test/busybox:latest
+    imagePullPolicy: Never
+    command: [sleep, "100000"]
+`
+
 // TestKubeletNRI runs a plugin of the NRI project, which sets limits by the annotations of a pod.
-// It is of an older version of NRI than the daemon's library.
+// It is of an older version of NRI than the daemon's library. The default validator refuses the
+// hook of a second plugin.
 func TestKubeletNRI(t *testing.T) {
 	plugin := filepath.Join(t.TempDir(), "ulimit-adjuster")
 	build := exec.Command("go", "build", "-buildvcs=false", "-o", plugin,
@@ -43,13 +61,21 @@ func TestKubeletNRI(t *testing.T) {
 		t.Fatalf("build the plugin: %v\n%s", err, out)
 	}
 
+	hooks := filepath.Join(t.TempDir(), "nriplugin")
+	engines.Build(t, hooks, "cri-dockerd/test/nriplugin", "", false)
+	rules := filepath.Join(t.TempDir(), "validator.yaml")
+	if err := os.WriteFile(rules, []byte("enable: true\nrejectOCIHookAdjustment: true\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+
 	for _, v := range engines.ShimVersions() {
 		t.Run(string(v), func(t *testing.T) {
 			t.Parallel()
-			k := prepare(t, v, "--nri-socket=/var/run/nri/nri.sock")
+			k := prepare(t, v, "--nri-socket=/var/run/nri/nri.sock", "--nri-validator-config="+rules)
 			k.engine.Background(t, "ulimit-adjuster", plugin, "-idx", "10")
-			eventually(t, "the plugin is connected", func() error {
-				if got := lines(k.daemon.Metrics(t), "cri_dockerd_nri_plugins "); got != "cri_dockerd_nri_plugins 1\n" {
+			k.engine.Background(t, "nriplugin", hooks, "-idx", "20")
+			eventually(t, "the plugins are connected", func() error {
+				if got := lines(k.daemon.Metrics(t), "cri_dockerd_nri_plugins "); got != "cri_dockerd_nri_plugins 2\n" {
 					return fmt.Errorf("metrics: %q", got)
 				}
 				return nil
@@ -67,7 +93,31 @@ func TestKubeletNRI(t *testing.T) {
 					}
 				}
 			}
+			testRefusedHook(t, k)
 		})
+	}
+}
+
+// testRefusedHook runs a pod with a refused hook, and one without it.
+func testRefusedHook(t *testing.T, k *kubelet) {
+	t.Helper()
+	manifest := func(name, annotation string) string {
+		return strings.NewReplacer("NAME", name, "ANNOTATION", annotation).Replace(hookedPod)
+	}
+	k.apply(t, "hooked", manifest("hooked", "hook"))
+	k.apply(t, "plain", manifest("plain", "other"))
+	eventually(t, "the refusal of the hook", func() error {
+		c := k.pod(t, "hooked").container("main")
+		if w := c.State.Waiting; w == nil || w.Reason != "CreateContainerError" ||
+			!strings.Contains(w.Message, "OCI hook") || !strings.Contains(w.Message, "20-nriplugin") {
+			return fmt.Errorf("the container is %+v", c)
+		}
+		return nil
+	})
+
+	plain := k.waitRunning(t, "plain")
+	if plain.container("main").ContainerID == "" {
+		t.Error("the pod without a hook has no container")
 	}
 }
 

@@ -262,6 +262,20 @@ func serviceCases() []broken {
 			f.Daemon.Conditions = append(f.Daemon.Conditions, Condition{"ContainerdShim", false, "CreatedByEngine",
 				"binary not installed"})
 		}},
+		{"an NRI plugin without an index", "nri-files", func(f *Facts) {
+			f.NRI.Misnamed = []string{"/opt/nri/plugins/logger"}
+		}},
+		{"a misspelled rule for NRI plugins", "nri-files", func(f *Facts) {
+			f.NRI.Validator = "/etc/nri/validator.yaml: field rejectHooks not found"
+		}},
+		{"NRI without a plugin", "nri-plugins", func(f *Facts) {
+			f.Daemon.Conditions = append(f.Daemon.Conditions, Condition{"NRIPlugins", false, "NoPlugin",
+				"NRI is on, and no plugin is connected"})
+		}},
+		{"a failed NRI plugin", "nri-plugins", func(f *Facts) {
+			f.Daemon.Conditions = append(f.Daemon.Conditions, Condition{"NRIPlugins", false, "PluginFailed",
+				"10-logger (disconnected after a failure)"})
+		}},
 
 		{"loopback down", "streaming", func(f *Facts) {
 			f.Daemon.Streaming.Error, f.Daemon.Streaming.LoopbackDown = "network is unreachable", true

@@ -12,9 +12,10 @@ func daemonRules() []rule {
 	return []rule{
 		{"one-daemon", "only one CRI server uses Docker", nil, checkOneDaemon},
 		{"daemon-flags", "daemon flags are valid", nil, checkFlags},
+		{"nri-files", "files of NRI plugins are valid", nil, checkNRIFiles},
 		{
 			"daemon", "the daemon responds",
-			[]string{"directories", "docker-group", "one-daemon", "daemon-flags"}, checkDaemon,
+			[]string{"directories", "docker-group", "one-daemon", "daemon-flags", "nri-files"}, checkDaemon,
 		},
 		{"daemon-socket", "permissions of the daemon socket", []string{"daemon"}, checkSocket},
 		{"service-enabled", "services start at boot", nil, checkEnabled},
@@ -29,6 +30,7 @@ func daemonRules() []rule {
 		},
 		{"pod-netns", "the daemon creates the network namespaces of pods", []string{"engine", "daemon"}, checkNetNS},
 		{"containerd-shim", "pods run under the containerd shim if requested", []string{"engine", "daemon"}, checkShim},
+		{"nri-plugins", "NRI plugins are connected", []string{"engine", "daemon"}, checkNRIPlugins},
 		{"streaming", "the streaming server is reachable", []string{"daemon"}, checkStreaming},
 	}
 }

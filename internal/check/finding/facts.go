@@ -18,6 +18,7 @@ type Facts struct {
 	Engine    Engine
 	Daemon    Daemon
 	Logs      LogDriver
+	NRI       NRI
 	CNI       CNI
 	Kubelet   Kubelet
 	Node      Node
@@ -40,6 +41,12 @@ type Flags struct {
 	Command       shell.Line        // starts the daemon with these flags, without systemd
 	Files         map[string]string // flag name: the unit's file with the flag
 	Mistake       Mistake           // prevents the daemon from starting
+}
+
+// NRI are the files of NRI plugins. It is empty without --nri-socket.
+type NRI struct {
+	Misnamed  []string // plugins of --nri-plugin-dir with an invalid name
+	Validator string   // error of --nri-validator-config, "" for none
 }
 
 // Untrusted is a file that check skips because users other than root can change it.

@@ -84,7 +84,7 @@ func seasoned() []string {
 	var all []string
 	for range 2 {
 		all = append(all, "", "cni", "kubenet", "json-file", "0", "1", "vfs", "bridge", "flannel", "remote", "systemd",
-			"RuntimeReady", "NetworkReady", "ContainerLogs", "PodNetworkNamespaces", "ContainerdShim",
+			"RuntimeReady", "NetworkReady", "ContainerLogs", "PodNetworkNamespaces", "ContainerdShim", "NRIPlugins",
 			"network-plugin", "container-runtime-endpoint", "cgroup-driver", "fail-swap-on", "live-restore",
 			"pod-infra-container-image", "unix:///run/x.sock", "/etc/x", "nodefs", "imagefs", "29.1.0", "31.0.0")
 	}

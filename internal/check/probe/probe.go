@@ -74,6 +74,10 @@ func (p *Prober) Gather(ctx context.Context, cfg *config.Config, found Adopted) 
 			k := p.kubelet(ctx)
 			return func(f *finding.Facts) { f.Kubelet = k }
 		},
+		func(context.Context) result {
+			n := p.nri(cfg)
+			return func(f *finding.Facts) { f.NRI = n }
+		},
 		func(ctx context.Context) result {
 			n := p.node(ctx, cfg, fl.Socket)
 			return func(f *finding.Facts) { n.Disks = f.Node.Disks; f.Node = n }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/nri/pkg/runtime-tools/generate"
+	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	"tags.cncf.io/container-device-interface/pkg/cdi"
@@ -38,7 +39,10 @@ func (b *Bundle) adjust() error {
 		return err
 	}
 
-	if b.deviceEnv, err = adjustSpec(spec, b.Adjust); err != nil {
+	if b.deviceEnv, err = adjustSpec(spec, b.Adjust); err == nil {
+		err = checkRDT(spec)
+	}
+	if err != nil {
 		return fmt.Errorf("adjustments of NRI plugins: %w", err)
 	}
 
@@ -115,11 +119,8 @@ func adjustSpec(spec *specs.Spec, a *api.ContainerAdjustment) (deviceEnv []*api.
 	}
 
 	r := a.GetLinux().GetResources()
-	switch {
-	case r.GetBlockioClass() != nil:
+	if r.GetBlockioClass() != nil {
 		return nil, errors.New("block I/O classes are not supported")
-	case r.GetRdtClass() != nil:
-		return nil, errors.New("RDT classes are not supported")
 	}
 
 	replaceRlimits(spec.Process, a.GetRlimits())
@@ -129,12 +130,34 @@ func adjustSpec(spec *specs.Spec, a *api.ContainerAdjustment) (deviceEnv []*api.
 		deviceEnv = addedEnv(before, spec.Process.Env)
 		return err
 	}
-	if err := generate.SpecGenerator(&generator{spec}, generate.WithCDIDeviceInjector(inject)).Adjust(a); err != nil {
+	g := generate.SpecGenerator(&generator{spec}, generate.WithCDIDeviceInjector(inject),
+		generate.WithRdtResolver(resolveRDT))
+	if err := g.Adjust(a); err != nil {
 		return nil, err
 	}
 	adjustMemory(spec.Linux.Resources, r.GetMemory())
 
 	return deviceEnv, nil
+}
+
+// resolveRDT returns an RDT class of the node.
+func resolveRDT(class string) (*specs.LinuxIntelRdt, error) {
+	return &specs.LinuxIntelRdt{ClosID: class}, nil
+}
+
+// checkRDT returns an error for a spec with Intel RDT on a node without it. Older versions of runc
+// ignore it there.
+func checkRDT(spec *specs.Spec) error {
+	if spec.Linux.IntelRdt == nil {
+		return nil
+	}
+
+	if mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("resctrl")); err != nil || len(mounts) > 0 {
+		return err
+	}
+
+	return errors.New("intelRdt: the node has no RDT; it needs a CPU with RDT and a mount of the file system resctrl " +
+		"(mount -t resctrl resctrl /sys/fs/resctrl)")
 }
 
 // addedEnv returns the variables of an environment that are not in an earlier one.

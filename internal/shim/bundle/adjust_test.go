@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/nri/pkg/api"
 	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"cri-dockerd/internal/shim/adjustment"
 	"cri-dockerd/internal/shim/annotation"
@@ -209,12 +210,48 @@ func at(t *testing.T, o m, path string) string {
 	return string(text)
 }
 
+// TestRDT applies RDT classes to a spec. They fail on a node without RDT.
+func TestRDT(t *testing.T) {
+	for name, test := range map[string]struct {
+		adjust *api.ContainerAdjustment
+		want   *specs.LinuxIntelRdt
+	}{
+		"class": {
+			resources(&api.LinuxResources{RdtClass: api.String("gold")}),
+			&specs.LinuxIntelRdt{ClosID: "gold"},
+		},
+		"RDT": {
+			linux(&api.LinuxContainerAdjustment{Rdt: &api.LinuxRdt{
+				ClosId:           api.String("gold"),
+				Schemata:         api.RepeatedString([]string{"MB:0=50"}),
+				EnableMonitoring: api.Bool(true),
+			}}),
+			&specs.LinuxIntelRdt{ClosID: "gold", Schemata: []string{"MB:0=50"}, EnableMonitoring: true},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			spec := &specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{}}
+			if _, err := adjustSpec(spec, test.adjust); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(test.want, spec.Linux.IntelRdt); diff != "" {
+				t.Error(diff)
+			}
+
+			_, err := adjusted(t, adjustableSpec(), test.adjust, false)
+			if _, statErr := os.Stat("/sys/fs/resctrl/schemata"); (statErr == nil) != (err == nil) ||
+				err != nil && !strings.Contains(err.Error(), "mount of the file system resctrl") {
+				t.Errorf("error %v; resctrl: %v", err, statErr)
+			}
+		})
+	}
+}
+
 // TestUnsupportedAdjustmentsFail checks that no adjustment is left out without an error.
 func TestUnsupportedAdjustmentsFail(t *testing.T) {
 	for name, a := range map[string]*api.ContainerAdjustment{
 		"CDI devices":       {CDIDevices: []*api.CDIDevice{{Name: "a/b=c"}}},
 		"block I/O class":   resources(&api.LinuxResources{BlockioClass: api.String("x")}),
-		"RDT class":         resources(&api.LinuxResources{RdtClass: api.String("x")}),
 		"unknown namespace": linux(&api.LinuxContainerAdjustment{Namespaces: []*api.LinuxNamespace{{Type: "x"}}}),
 		"missing file":      nil,
 		"shared mount source": {

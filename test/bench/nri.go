@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"cri-dockerd/test/engines"
+)
+
+// nriCommand runs the program as the benchmark of NRI without plugins.
+const nriCommand = "nri"
+
+// nriShare limits the three calls of a pod's start with NRI on and no plugin, as a multiple of the
+// calls with NRI off.
+const nriShare = 1.01
+
+// The compared daemons. The second one with NRI off gives the noise of the run.
+const (
+	nriOff   = "off"
+	nriFloor = "off again"
+	nriOn    = "on"
+)
+
+// nriBench compares daemons on one engine. They take turns, pod by pod.
+type nriBench struct {
+	h       *harness
+	e       *engines.Engine
+	image   string
+	names   []string
+	daemons map[string]*engines.Daemon
+}
+
+// benchNRI does one run for each engine with the containerd shim. It reports whether NRI without
+// plugins stays within its limit, and NRI that is off costs no allocation.
+func benchNRI(ctx context.Context, h *harness, args []string) bool {
+	flags := flag.NewFlagSet(nriCommand, flag.ExitOnError)
+	rounds := flags.Int("rounds", 100, "rounds of a pod with each daemon")
+	if err := flags.Parse(args); err != nil {
+		h.Fatalf("bench: %v", err)
+	}
+
+	ok := benchNRIOff(ctx, h)
+	for _, v := range engines.ShimVersions() {
+		load := loadAverage(h)
+		b := newNRIBench(h, v)
+		fmt.Printf("Docker Engine %s, %d rounds of a pod with each daemon, %d CPUs, load average %s before the run, "+
+			"%s\n\n", v, *rounds, runtime.NumCPU(), load, time.Now().UTC().Format(time.DateOnly))
+		ok = reportNRI(b.run(ctx, *rounds)) && ok
+	}
+
+	return ok
+}
+
+// benchNRIOff prints what the start of a pod executes for NRI while it is off.
+func benchNRIOff(ctx context.Context, h *harness) bool {
+	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-v", "-run", "^TestPluginsOffCost$",
+		"cri-dockerd/internal/cri")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+
+	var line string
+	for l := range strings.Lines(string(out)) {
+		if _, after, found := strings.Cut(l, "NRI off: "); found {
+			line = after
+		}
+	}
+	if line == "" {
+		h.Fatalf("bench: go test: %v\n%s", err, out)
+	}
+	fmt.Printf("NRI off: %s\n", line)
+
+	return err == nil
+}
+
+// newNRIBench starts an engine and the daemons. Each has directories of its own: they know nothing
+// of the others' pods but their containers.
+func newNRIBench(h *harness, v engines.Version) *nriBench {
+	e := engines.Start(h, v)
+	b := &nriBench{
+		h:       h,
+		e:       e,
+		image:   e.ImportBusybox(h),
+		names:   []string{nriOff, nriFloor, nriOn},
+		daemons: map[string]*engines.Daemon{},
+	}
+	for i, name := range b.names {
+		dir := fmt.Sprintf("/run/nri-bench-%d", i) // a tmpfs of the engine, as on a node
+		args := []string{"--log-level=info", "--container-log=json-file", "--run-directory=" + dir}
+		if name == nriOn {
+			args = append(args, "--nri-socket="+dir+"/nri.sock", "--nri-plugin-dir="+dir+"/plugins",
+				"--nri-config-dir="+dir+"/conf")
+		}
+
+		b.daemons[name] = e.Daemon(h, args...)
+		b.daemons[name].AwaitReady(h)
+	}
+
+	return b
+}
+
+// run returns the times of the three calls by daemon. Each round begins with another daemon.
+func (b *nriBench) run(ctx context.Context, rounds int) map[string][]time.Duration {
+	times := map[string][]time.Duration{}
+	for i := range rounds + warmUp {
+		for j := range b.names {
+			name := b.names[(i+j)%len(b.names)]
+			pod := fmt.Sprintf("nri-%d-%d", i, j)
+			cfg := podConfig(pod)
+			cfg.Linux.CgroupParent = b.e.CgroupParent + "/" + pod
+
+			took, err := timePod(ctx, b.daemons[name].Runtime, b.image, cfg)
+			if err != nil {
+				b.h.Fatalf("bench: pod %s with NRI %s: %v", pod, name, err)
+			}
+			if i >= warmUp {
+				times[name] = append(times[name], took[threeCalls])
+			}
+		}
+	}
+
+	return times
+}
+
+// reportNRI prints the differences of each round, and reports whether their median is within the
+// limit.
+func reportNRI(times map[string][]time.Duration) bool {
+	off := quantile(times[nriOff], 50)
+	share := func(d time.Duration) float64 { return 100 * d.Seconds() / off.Seconds() }
+
+	fmt.Println("| NRI | three calls, p50 | difference, p50 | 95 % interval | of the calls |")
+	fmt.Println("|---|---:|---:|---:|---:|")
+	fmt.Printf("| %s | %s | | | |\n", nriOff, ms(off))
+	for _, name := range []string{nriFloor, nriOn} {
+		d := differences(times[name], times[nriOff])
+		low, high := bootstrap(d)
+		fmt.Printf("| %s | %s | %s | %s to %s | %+.2f %% |\n", name, ms(quantile(times[name], 50)), ms(quantile(d, 50)),
+			ms(low), ms(high), share(quantile(d, 50)))
+	}
+
+	ratio := 1 + share(quantile(differences(times[nriOn], times[nriOff]), 50))/100
+	verdict := "PASS"
+	if ratio > nriShare {
+		verdict = "FAIL"
+	}
+	fmt.Printf("\nNRI on without a plugin: %.4f times the three calls, limit %.2f: %s\n\n", ratio, nriShare, verdict)
+
+	return ratio <= nriShare
+}
+
+// bootstrap returns the 95 % interval of the median, from resampled medians.
+func bootstrap(d []time.Duration) (low, high time.Duration) {
+	const resamples = 2000
+	r := rand.New(rand.NewPCG(1, 1)) //nolint:gosec // the same samples give the same interval
+	medians := make([]time.Duration, resamples)
+	sample := make([]time.Duration, len(d))
+	for i := range medians {
+		for j := range sample {
+			sample[j] = d[r.IntN(len(d))]
+		}
+		medians[i] = quantile(sample, 50)
+	}
+	slices.Sort(medians)
+
+	return medians[resamples*25/1000], medians[resamples*975/1000]
+}

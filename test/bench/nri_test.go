@@ -1,0 +1,39 @@
+package main
+
+import (
+	"testing"
+	"time"
+)
+
+// TestBootstrap expects an interval around the median that is narrow for equal samples.
+func TestBootstrap(t *testing.T) {
+	equal := []time.Duration{5, 5, 5, 5}
+	if low, high := bootstrap(equal); low != 5 || high != 5 {
+		t.Errorf("interval of equal samples: %d to %d", low, high)
+	}
+
+	var spread []time.Duration
+	for i := range 101 {
+		spread = append(spread, time.Duration(i))
+	}
+	low, high := bootstrap(spread)
+	if low > 50 || high < 50 || low < 20 || high > 80 {
+		t.Errorf("interval %d to %d, want one around 50", low, high)
+	}
+}
+
+// TestNRILimit compares rounds with a growing load: only the differences within a round count.
+func TestNRILimit(t *testing.T) {
+	for extra, want := range map[time.Duration]bool{0: true, 9 * time.Millisecond: true, 50 * time.Millisecond: false} {
+		times := map[string][]time.Duration{}
+		for i := range 50 {
+			base := time.Second + time.Duration(i)*10*time.Millisecond
+			times[nriOff] = append(times[nriOff], base)
+			times[nriFloor] = append(times[nriFloor], base)
+			times[nriOn] = append(times[nriOn], base+extra)
+		}
+		if got := reportNRI(times); got != want {
+			t.Errorf("%s more: within the limit %v, want %v", extra, got, want)
+		}
+	}
+}
