@@ -50,6 +50,8 @@ type Config struct {
 	NRIConfigDir     string
 	// NRIValidatorConfig configures NRI's default validator, "" for none.
 	NRIValidatorConfig string
+	// NRIBlockIOConfig has the classes of block I/O for NRI plugins, "" for none.
+	NRIBlockIOConfig string
 	// NRIRegistrationTimeout bounds the registration of a plugin, and NRIRequestTimeout each of its
 	// responses.
 	NRIRegistrationTimeout, NRIRequestTimeout time.Duration

@@ -93,6 +93,8 @@ func (c *Config) registerNRI(f *pflag.FlagSet) {
 		"directory of configurations for the plugins of --nri-plugin-dir")
 	f.StringVar(&c.NRIValidatorConfig, "nri-validator-config", "", "file with the rules of NRI's default validator "+
 		"for the adjustments of plugins; empty for no rules")
+	f.StringVar(&c.NRIBlockIOConfig, "nri-blockio-config", "", "file with the classes of block I/O for NRI plugins; "+
+		"empty for no classes")
 	f.DurationVar(&c.NRIRegistrationTimeout, "nri-plugin-registration-timeout", 5*time.Second,
 		"limit for the registration of an NRI plugin")
 	f.DurationVar(&c.NRIRequestTimeout, "nri-plugin-request-timeout", 2*time.Second,

@@ -43,8 +43,9 @@ func (c *Config) validateNRI() error {
 		"nri-config-dir": c.NRIConfigDir,
 
 		"nri-validator-config": c.NRIValidatorConfig,
+		"nri-blockio-config":   c.NRIBlockIOConfig,
 	} {
-		isOptional := flag == "nri-socket" || flag == "nri-validator-config"
+		isOptional := flag == "nri-socket" || strings.HasSuffix(flag, "-config")
 		if (p != "" || !isOptional) && !filepath.IsAbs(p) {
 			return fmt.Errorf("--%s %q: must be an absolute path", flag, p)
 		}

@@ -36,6 +36,7 @@ func (p *parts) openNRI() (err error) {
 		PluginDir:           p.cfg.NRIPluginDir,
 		ConfigDir:           p.cfg.NRIConfigDir,
 		Validator:           p.cfg.NRIValidatorConfig,
+		BlockIO:             p.cfg.NRIBlockIOConfig,
 		RegistrationTimeout: p.cfg.NRIRegistrationTimeout,
 		RequestTimeout:      p.cfg.NRIRequestTimeout,
 		Version:             strings.TrimPrefix(p.version, "cri-dockerd "),

@@ -28,18 +28,27 @@ const maxRDTClass = 255
 var reservedAnnotations = []string{"io.cri-dockerd.", "io.containerd."}
 
 // newAdjustment checks the adjustments of plugins. It rejects those that neither Docker nor the
-// shim can carry out, with the names of their plugins.
-func newAdjustment(m *api.ContainerAdjustment, o *owners) (*Adjustment, error) {
+// shim can carry out, with the names of their plugins, and resolves the class of block I/O.
+func newAdjustment(
+	m *api.ContainerAdjustment, o *owners, classes map[string][]blockIORule,
+) (*Adjustment, error) {
 	prune(m)
 	if m == nil || proto.Size(m) == 0 {
 		return nil, nil
 	}
 
 	r := m.GetLinux().GetResources()
-	if r.GetBlockioClass() != nil {
-		return nil, fmt.Errorf("adjustment of the %s: cri-dockerd has no classes of block I/O; use files of cgroup v2 "+
-			"(unified), such as io.weight", o.describe("block I/O class", api.Field_BlockioClass))
+	if class := r.GetBlockioClass().GetValue(); class != "" { // "" removes the class
+		parameters, err := resolveBlockIO(classes, class, deviceDir)
+		if err != nil {
+			return nil, fmt.Errorf("adjustment of the %s: %w",
+				o.describe("block I/O class", api.Field_BlockioClass), err)
+		}
+		if r.BlockioClass.Value, err = adjustment.EncodeBlockIO(parameters); err != nil {
+			return nil, err
+		}
 	}
+
 	for _, class := range []string{r.GetRdtClass().GetValue(), m.GetLinux().GetRdt().GetClosId().GetValue()} {
 		if err := checkRDTClass(class); err != nil {
 			return nil, fmt.Errorf("adjustment of the %s: %w",

@@ -115,7 +115,7 @@ func (r *Runtime) Create(ctx context.Context, p Pod, c *model.Container) (*Respo
 		return nil, fail(ctx, create, c.ID, err)
 	}
 
-	a, err := newAdjustment(resp.GetAdjust(), owners)
+	a, err := newAdjustment(resp.GetAdjust(), owners, r.classes)
 	if err != nil {
 		return nil, fail(ctx, create, c.ID, err)
 	}

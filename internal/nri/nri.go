@@ -31,6 +31,7 @@ type Config struct {
 	PluginDir string // with plugins to start
 	ConfigDir string // with the configurations of these plugins
 	Validator string // file with the configuration of the default validator, "" for none
+	BlockIO   string // file with the classes of block I/O, "" for none
 	// RegistrationTimeout bounds the registration of a plugin, and RequestTimeout each of its
 	// responses. NRI drops a plugin that exceeds one.
 	RegistrationTimeout, RequestTimeout time.Duration
@@ -56,6 +57,7 @@ type Runtime struct {
 	adaptation *adaptation.Adaptation
 	metrics    *metrics
 	plugins    *pluginTable
+	classes    map[string][]blockIORule
 	node       Node
 	started    chan struct{} // closed after Start
 }
@@ -67,8 +69,19 @@ func New(cfg Config) (*Runtime, error) {
 		return nil, fmt.Errorf("--nri-validator-config: %w", err)
 	}
 
+	classes, err := readBlockIO("", cfg.BlockIO)
+	if err != nil {
+		return nil, fmt.Errorf("--nri-blockio-config: %w", err)
+	}
+
 	plugins := &pluginTable{plugins: map[string]*PluginState{}}
-	r := &Runtime{cfg: cfg, metrics: newMetrics(plugins), plugins: plugins, started: make(chan struct{})}
+	r := &Runtime{
+		cfg:     cfg,
+		metrics: newMetrics(plugins),
+		plugins: plugins,
+		classes: classes,
+		started: make(chan struct{}),
+	}
 	r.metrics.builtin = 1 // recorder
 	if validator != nil && validator.Enable {
 		r.metrics.builtin++

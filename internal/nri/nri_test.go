@@ -30,7 +30,7 @@ func TestEmptyAdjustments(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a, err := newAdjustment(m, nil)
+			a, err := newAdjustment(m, nil, nil)
 			if a != nil || err != nil {
 				t.Errorf("the adjustment is %v, %v; want none", a, err)
 			}
@@ -44,7 +44,7 @@ func TestEmptyAdjustments(t *testing.T) {
 // TestNeedsShim checks that each adjustment is either a resource of the CRI or needs the shim: none
 // may be left out without the shim.
 func TestNeedsShim(t *testing.T) {
-	inCRI := []string{"CdiDevices", "BlockioClass", // refused
+	inCRI := []string{"CdiDevices", // CDIDevices is a field of its own
 		"MemLimit", "MemSwapLimit", "CPUShares", "CPUQuota", "CPUPeriod", "CPUSetCPUs", "CPUSetMems", "HugepageLimits",
 		"CgroupsUnified", "OomScoreAdj", "None", "MemReservation", "PidsLimit"}
 	l := func(l *api.LinuxContainerAdjustment) *api.ContainerAdjustment {
@@ -72,6 +72,7 @@ func TestNeedsShim(t *testing.T) {
 		"RdtClosID":           rdt(&api.LinuxRdt{ClosId: api.String("x")}),
 		"RdtSchemata":         rdt(&api.LinuxRdt{Schemata: api.RepeatedString([]string{"x"})}),
 		"RdtEnableMonitoring": rdt(&api.LinuxRdt{EnableMonitoring: api.Bool(true)}),
+		"BlockioClass":        r(&api.LinuxResources{BlockioClass: api.String("fast")}),
 		"RdtClass":            r(&api.LinuxResources{RdtClass: api.String("gold")}),
 		"MemoryPolicy":        l(&api.LinuxContainerAdjustment{MemoryPolicy: &api.LinuxMemoryPolicy{}}),
 		"MemKernelLimit":      r(&api.LinuxResources{Memory: &api.LinuxMemory{Kernel: api.Int64(1)}}),
@@ -83,6 +84,7 @@ func TestNeedsShim(t *testing.T) {
 		"CPURealtimePeriod":   r(&api.LinuxResources{Cpu: &api.LinuxCPU{RealtimePeriod: api.UInt64(1)}}),
 	}
 
+	classes := map[string][]blockIORule{"fast": {}}
 	for name := range api.Field_value {
 		if tests[name] == nil && !slices.Contains(inCRI, name) {
 			t.Errorf("the field %s of NRI is not tested", name)
@@ -91,7 +93,7 @@ func TestNeedsShim(t *testing.T) {
 
 	for name, m := range tests {
 		t.Run(name, func(t *testing.T) {
-			a, err := newAdjustment(m, nil)
+			a, err := newAdjustment(m, nil, classes)
 			if err != nil || len(a.NeedsShim()) != 1 {
 				t.Errorf("it needs %q, %v; want one name", a.NeedsShim(), err)
 			}
@@ -137,7 +139,7 @@ func TestRDTClass(t *testing.T) {
 			"class":      {Resources: &api.LinuxResources{RdtClass: api.String(class)}},
 			"adjustment": {Rdt: &api.LinuxRdt{ClosId: api.String(class)}},
 		} {
-			if _, err := newAdjustment(&api.ContainerAdjustment{Linux: l}, nil); (err == nil) != isValid {
+			if _, err := newAdjustment(&api.ContainerAdjustment{Linux: l}, nil, nil); (err == nil) != isValid {
 				t.Errorf("%s %q: %v", name, class, err)
 			}
 		}
@@ -168,7 +170,7 @@ func TestPluginResources(t *testing.T) {
 
 	a, err := newAdjustment(&api.ContainerAdjustment{Linux: &api.LinuxContainerAdjustment{
 		Resources: u.GetLinux().GetResources(),
-	}}, nil)
+	}}, nil, nil)
 	if err != nil || a.PluginResources() != want || len(a.NeedsShim()) > 0 {
 		t.Errorf("adjustment: %v, %+v, needs %q", err, a.PluginResources(), a.NeedsShim())
 	}

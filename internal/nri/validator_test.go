@@ -57,7 +57,7 @@ func TestReadBadValidator(t *testing.T) {
 		"wrong type":    {"enable: maybe\n", "maybe", 0o600},
 		"empty":         {"\n", "empty", 0o600},
 		"two documents": {"enable: true\n---\nenable: false\n", "more than one", 0o600},
-		"too large":     {"# " + strings.Repeat("x", maxValidatorConfig), "bytes", 0o600},
+		"too large":     {"# " + strings.Repeat("x", maxYAML), "bytes", 0o600},
 		"writable":      {"enable: true\n", "write", 0o666},
 	} {
 		t.Run(name, func(t *testing.T) {

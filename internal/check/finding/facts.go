@@ -47,6 +47,7 @@ type Flags struct {
 type NRI struct {
 	Misnamed  []string // plugins of --nri-plugin-dir with an invalid name
 	Validator string   // error of --nri-validator-config, "" for none
+	BlockIO   string   // error of --nri-blockio-config, "" for none
 }
 
 // Untrusted is a file that check skips because users other than root can change it.

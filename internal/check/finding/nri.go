@@ -15,6 +15,9 @@ func checkNRIFiles(f *Facts) result {
 	case f.NRI.Validator != "":
 		return fail(shell.Advice("correct the file of --nri-validator-config (docs/nri.md#rules-for-plugins)"),
 			"--nri-validator-config: %s: the daemon does not start", f.NRI.Validator)
+	case f.NRI.BlockIO != "":
+		return fail(shell.Advice("correct the file of --nri-blockio-config (docs/nri.md#classes-of-block-io)"),
+			"--nri-blockio-config: %s: the daemon does not start", f.NRI.BlockIO)
 	}
 	return ok("valid or unused")
 }

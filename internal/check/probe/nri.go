@@ -32,10 +32,14 @@ func (p *Prober) nri(cfg *config.Config) (out finding.NRI) {
 		}
 	}
 
-	if cfg.NRIValidatorConfig != "" && os.Geteuid() == 0 { // others may not be able to read it
-		if err := nri.CheckValidator(p.root, cfg.NRIValidatorConfig); err != nil {
-			out.Validator = err.Error()
-		}
+	if os.Geteuid() != 0 { // others may not be able to read them
+		return out
+	}
+	if err := nri.CheckValidator(p.root, cfg.NRIValidatorConfig); err != nil {
+		out.Validator = err.Error()
+	}
+	if err := nri.CheckBlockIO(p.root, cfg.NRIBlockIOConfig); err != nil {
+		out.BlockIO = err.Error()
 	}
 
 	return out

@@ -15,6 +15,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	"tags.cncf.io/container-device-interface/pkg/cdi"
+
+	"cri-dockerd/internal/shim/adjustment"
 )
 
 // isEmpty reports whether adjustments change nothing.
@@ -118,11 +120,6 @@ func adjustSpec(spec *specs.Spec, a *api.ContainerAdjustment) (deviceEnv []*api.
 		return nil, errors.New("the spec is incomplete")
 	}
 
-	r := a.GetLinux().GetResources()
-	if r.GetBlockioClass() != nil {
-		return nil, errors.New("block I/O classes are not supported")
-	}
-
 	replaceRlimits(spec.Process, a.GetRlimits())
 	inject := func(spec *specs.Spec, devices []string) error {
 		before := slices.Clone(spec.Process.Env)
@@ -131,11 +128,11 @@ func adjustSpec(spec *specs.Spec, a *api.ContainerAdjustment) (deviceEnv []*api.
 		return err
 	}
 	g := generate.SpecGenerator(&generator{spec}, generate.WithCDIDeviceInjector(inject),
-		generate.WithRdtResolver(resolveRDT))
+		generate.WithRdtResolver(resolveRDT), generate.WithBlockIOResolver(adjustment.DecodeBlockIO))
 	if err := g.Adjust(a); err != nil {
 		return nil, err
 	}
-	adjustMemory(spec.Linux.Resources, r.GetMemory())
+	adjustMemory(spec.Linux.Resources, a.GetLinux().GetResources().GetMemory())
 
 	return deviceEnv, nil
 }

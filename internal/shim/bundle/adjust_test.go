@@ -160,6 +160,12 @@ type adjustmentTest struct {
 func TestAdjustments(t *testing.T) {
 	tests := adjustments()
 	tests["args"] = adjustmentTest{&api.ContainerAdjustment{Args: []string{"true"}}, "process.args", `["true"]`}
+	tests["block I/O class"] = adjustmentTest{
+		resources(&api.LinuxResources{
+			BlockioClass: api.String(`{"weight":50,"throttleReadBpsDevice":[{"major":8,"minor":16,"rate":9}]}`),
+		}),
+		"linux.resources.blockIO", `{"throttleReadBpsDevice":[{"major":8,"minor":16,"rate":9}],"weight":50}`,
+	}
 	tests["OOM score"] = adjustmentTest{
 		linux(&api.LinuxContainerAdjustment{OomScoreAdj: api.Int(500)}), "process.oomScoreAdj", `500`,
 	}
@@ -251,7 +257,7 @@ func TestRDT(t *testing.T) {
 func TestUnsupportedAdjustmentsFail(t *testing.T) {
 	for name, a := range map[string]*api.ContainerAdjustment{
 		"CDI devices":       {CDIDevices: []*api.CDIDevice{{Name: "a/b=c"}}},
-		"block I/O class":   resources(&api.LinuxResources{BlockioClass: api.String("x")}),
+		"block I/O class":   resources(&api.LinuxResources{BlockioClass: api.String("x")}), // only its name
 		"unknown namespace": linux(&api.LinuxContainerAdjustment{Namespaces: []*api.LinuxNamespace{{Type: "x"}}}),
 		"missing file":      nil,
 		"shared mount source": {
