@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"cri-dockerd/internal/shim/annotation"
 	"cri-dockerd/internal/shim/bundle"
 	"cri-dockerd/internal/shim/idmap"
@@ -44,18 +46,37 @@ func mapUsers(id string, b *bundle.Bundle) (users *bundle.Users, done func() err
 		}
 	}()
 
-	users = &bundle.Users{NS: ns, Sources: map[string]string{}}
+	users = &bundle.Users{NS: ns}
 	if users.Root, err = stage.Root(b.Spec.Root.Path); err != nil {
 		return nil, nil, err
 	}
 
-	for target, source := range mounts {
-		if users.Sources[target], err = stage.Bind(source); err != nil {
-			return nil, nil, fmt.Errorf("mount %s: %w", target, err)
-		}
+	if users.Sources, err = bindMounts(mounts, stage.Bind); err != nil {
+		return nil, nil, err
 	}
 
 	return users, func() error { return errors.Join(idmap.Refresh(b.Spec.Root.Path), stage.Close()) }, nil
+}
+
+// sharedMemory is the mount of the pod's shared memory, a tmpfs of the engine.
+const sharedMemory = "/dev/shm"
+
+// bindMounts returns mapped mounts. Before Linux 6.3 the owners of a tmpfs cannot be mapped. Then
+// the shared memory belongs to nobody inside, as with containerd. Everybody may write there.
+func bindMounts(mounts map[string]string, bind func(string) (string, error)) (map[string]string, error) {
+	mapped := map[string]string{}
+	for target, source := range mounts {
+		var err error
+		mapped[target], err = bind(source)
+		if target == sharedMemory && errors.Is(err, unix.EINVAL) {
+			mapped[target], err = source, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("mount %s: %w", target, err)
+		}
+	}
+
+	return mapped, nil
 }
 
 // findUserNS returns the path of the user namespace of the pause, "" for the pause itself. It must
