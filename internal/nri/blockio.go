@@ -112,17 +112,17 @@ func (r *blockIORule) check() error {
 	limits := r.ThrottleReadBps | r.ThrottleWriteBps | r.ThrottleReadIOPS | r.ThrottleWriteIOPS
 	switch {
 	case r.Weight != nil && (*r.Weight < minWeight || *r.Weight > maxWeight):
-		return fmt.Errorf("Weight: %d is not between %d and %d", *r.Weight, minWeight, maxWeight)
+		return fmt.Errorf("the Weight %d is not between %d and %d", *r.Weight, minWeight, maxWeight)
 	case len(r.Devices) == 0 && limits != 0:
-		return errors.New("Devices: limits need devices")
+		return errors.New("limits without Devices")
 	case r.Weight == nil && limits == 0:
 		return errors.New("neither Weight nor a limit")
 	}
 
 	for _, pattern := range r.Devices {
 		if _, err := path.Match(pattern, ""); err != nil || !strings.HasPrefix(pattern, deviceDir+"/") {
-			return fmt.Errorf("Devices: %q is not a pattern of paths below %s", text.Clean(pattern, text.MaxName),
-				deviceDir)
+			return fmt.Errorf("the item %q of Devices is not a pattern of paths below %s",
+				text.Clean(pattern, text.MaxName), deviceDir)
 		}
 	}
 

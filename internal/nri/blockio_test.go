@@ -91,7 +91,7 @@ func TestReadBadBlockIO(t *testing.T) {
 	const rule = "Classes:\n  a:\n    - "
 	for name, test := range map[string]struct{ text, want string }{
 		"unknown field":     {rule + "Wait: 50\n", "Wait"},
-		"weight":            {rule + "Weight: 9\n", "class \"a\", item 1: Weight: 9"},
+		"weight":            {rule + "Weight: 9\n", "class \"a\", item 1: the Weight 9"},
 		"large weight":      {rule + "Weight: 1001\n", "Weight"},
 		"no devices":        {rule + "ThrottleReadBps: 1M\n", "Devices"},
 		"no effect":         {rule + "Devices: [/dev/sda]\n", "neither"},
