@@ -25,12 +25,14 @@ func TestBootstrap(t *testing.T) {
 // TestNRILimit compares rounds with a growing load: only the differences within a round count.
 func TestNRILimit(t *testing.T) {
 	for extra, want := range map[time.Duration]bool{0: true, 9 * time.Millisecond: true, 50 * time.Millisecond: false} {
-		times := map[string][]time.Duration{}
+		times := map[string]callTimes{nriOff: {}, nriFloor: {}, nriOn: {}}
 		for i := range 50 {
 			base := time.Second + time.Duration(i)*10*time.Millisecond
-			times[nriOff] = append(times[nriOff], base)
-			times[nriFloor] = append(times[nriFloor], base)
-			times[nriOn] = append(times[nriOn], base+extra)
+			for _, op := range []operation{"RunPodSandbox", "CreateContainer", "StartContainer", threeCalls} {
+				times[nriOff][op] = append(times[nriOff][op], base)
+				times[nriFloor][op] = append(times[nriFloor][op], base)
+				times[nriOn][op] = append(times[nriOn][op], base+extra)
+			}
 		}
 		if got := reportNRI(times); got != want {
 			t.Errorf("%s more: within the limit %v, want %v", extra, got, want)
