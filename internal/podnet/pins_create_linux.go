@@ -88,14 +88,16 @@ func (p *Pins) Drop(path string) error {
 	return err
 }
 
-// Sweep drops the namespaces of earlier processes.
+// Sweep drops the namespaces of earlier processes, and the links that they did not complete.
 func (p *Pins) Sweep() error {
 	var errs []error
 	for _, name := range p.names() {
 		p.mu.Lock()
 		ours := p.created[name]
 		p.mu.Unlock()
-		if isNewName(name) && !ours {
+
+		isLink := strings.HasPrefix(name, newRecord) && !strings.HasPrefix(name, p.next)
+		if isLink || isNewName(name) && !ours {
 			errs = append(errs, unmountIn(p.records, name))
 		}
 	}

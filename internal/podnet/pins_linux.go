@@ -1,6 +1,7 @@
 package podnet
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -28,6 +29,7 @@ import (
 type Pins struct {
 	dir     string // of sandboxes' pins
 	records string
+	next    string // prefix of the links that this process writes
 
 	mu      sync.Mutex      // guards created
 	created map[string]bool // names of namespaces between Create and Drop
@@ -39,6 +41,7 @@ func NewPins(dir, records string) *Pins {
 	return &Pins{
 		dir:     dir,
 		records: records,
+		next:    newRecord + rand.Text() + "-",
 		created: map[string]bool{},
 	}
 }
@@ -121,7 +124,7 @@ func (p *Pins) record(id model.ContainerID) error {
 	}
 	defer dir.Close()
 
-	next := ".new-" + string(id)
+	next := p.next + string(id)
 	err = unix.Unlinkat(int(dir.Fd()), next, 0)
 	if err == nil || errors.Is(err, unix.ENOENT) {
 		err = unix.Symlinkat(filepath.Join(p.dir, pinName(id)), int(dir.Fd()), next)

@@ -553,7 +553,22 @@ func TestPinsOfOurOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if err := NewPins(public, dir).Sweep(); err != nil {
+	// A process was killed while it recorded a pin, and this one records one.
+	other, ours := NewPins(public, dir), pins.next+string(sandboxID)
+	for _, link := range []string{newRecord + string(sandboxID), ours} {
+		if err := os.Symlink("/run/netns/cni-x", filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	if err := pins.Sweep(); err != nil {
+		t.Error(err)
+	}
+	if links, _ := filepath.Glob(filepath.Join(dir, newRecord+"*")); len(links) != 1 || filepath.Base(links[0]) != ours {
+		t.Errorf("links after Sweep: %q, want only %s", links, ours)
+	}
+
+	if err := other.Sweep(); err != nil {
 		t.Error(err)
 	}
 
