@@ -2,6 +2,7 @@ package imagefs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -89,6 +90,19 @@ func bait(t testing.TB) string {
 	return dir
 }
 
+// newFile creates a file with size bytes. It never opens what exists: a FIFO with the same name
+// would block it.
+func newFile(path string, size int) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+
+	_, err = f.Write(make([]byte, size))
+
+	return errors.Join(err, f.Close())
+}
+
 // TestUsageOfRandomTrees compares the walk with the oracle on random trees and names.
 func TestUsageOfRandomTrees(t *testing.T) {
 	outside := bait(t)
@@ -120,7 +134,7 @@ func TestUsageOfRandomTrees(t *testing.T) {
 				}
 
 			default:
-				if os.WriteFile(path, make([]byte, rapid.IntRange(0, 20000).Draw(r, "size")), 0o600) == nil {
+				if newFile(path, rapid.IntRange(0, 20000).Draw(r, "size")) == nil {
 					files = append(files, path)
 				}
 			}
