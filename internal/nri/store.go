@@ -94,10 +94,12 @@ func (s *Store) Adjustment(id model.ContainerID) (*Adjustment, error) {
 	if !s.isComplete(id) {
 		return nil, nil
 	}
+
 	m, err := adjustment.Read(s.dir, string(id))
-	if err != nil {
+	if err != nil || m == nil {
 		return nil, err
 	}
+
 	return &Adjustment{message: m}, nil
 }
 

@@ -54,12 +54,15 @@ func Encode(a *api.ContainerAdjustment) ([]byte, error) {
 	return append([]byte(header), b...), nil
 }
 
-// Decode parses the content of a file. It rejects other versions and unknown fields: a container
-// must not start with less than the plugins want.
+// Decode parses the content of a file. The result is nil if plugins adjust nothing. It rejects
+// other versions and unknown fields: a container must not start with less than the plugins want.
 func Decode(b []byte) (*api.ContainerAdjustment, error) {
 	text, ok := bytes.CutPrefix(b, []byte(header))
 	if !ok {
 		return nil, errors.New("its version is unknown")
+	}
+	if len(text) == 0 { // of most containers; the first use of a message type costs a new process much
+		return nil, nil
 	}
 
 	a := &api.ContainerAdjustment{}
@@ -73,8 +76,9 @@ func Decode(b []byte) (*api.ContainerAdjustment, error) {
 	return a, nil
 }
 
-// Read reads the adjustments of a container from a directory. Only root may be able to change the
-// file and the directories above. A missing file is an error: the plugins have not completed.
+// Read reads the adjustments of a container from a directory, nil for none. Only root may be able
+// to change the file and the directories above. A missing file is an error: the plugins have not
+// completed.
 func Read(dir, id string) (*api.ContainerAdjustment, error) {
 	if !IsID(id) {
 		return nil, fmt.Errorf("%q is not a container ID", id)

@@ -38,6 +38,17 @@ func TestReadReturnsWhatWasEncoded(t *testing.T) {
 	}
 }
 
+func TestReadReturnsNilForNoAdjustments(t *testing.T) {
+	dir := newDirectory(t)
+	if err := os.WriteFile(filepath.Join(dir, id), encode(t, &api.ContainerAdjustment{}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	if got, err := Read(dir, id); err != nil || got != nil {
+		t.Errorf("Read returned %v, %v; want nil", got, err)
+	}
+}
+
 // newDirectory returns a directory that only root can change. It is not beneath /tmp itself, where
 // everybody can create files.
 func newDirectory(t *testing.T) string {
