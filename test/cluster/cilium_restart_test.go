@@ -166,11 +166,8 @@ func (ci *cilium) restartDocker(t *testing.T, c *cluster) {
 	ci.awaitAgents(t, c)
 }
 
-// podAddresses prints the addresses of the pods that are not on the host's network.
-const podAddresses = `{{range .items}}{{if not .spec.hostNetwork}}{{.status.podIP}} {{end}}{{end}}`
-
-// checkEndpoints waits until each agent has the node's pods as its endpoints, and no others: those
-// of former network namespaces were released.
+// checkEndpoints waits until each agent has the node's running pods as its endpoints, and no others:
+// those of former network namespaces were released.
 func (*cilium) checkEndpoints(t *testing.T, c *cluster) {
 	t.Helper()
 	for _, n := range c.nodes {
@@ -186,10 +183,8 @@ func (*cilium) checkEndpoints(t *testing.T, c *cluster) {
 		n.Await(t, timeout, "endpoints of the agent", func() bool {
 			got = parseEndpoints(t, c.kubectl(t, "exec", "-n", "kube-system", agent, "-c", "cilium-agent", "--",
 				"cilium-dbg", "endpoint", "list", "-o", "json"))
-			want = strings.Fields(c.kubectl(t, "get", "pod", "-A", "--field-selector=spec.nodeName="+n.Name, "-o",
-				"go-template="+podAddresses))
+			want = c.podAddresses(t, n)
 			slices.Sort(got)
-			slices.Sort(want)
 
 			return slices.Equal(got, want)
 		})
