@@ -24,7 +24,7 @@ func TestHangingShimTrial(t *testing.T) {
 	const wait = 10 * time.Second // of a new pod
 	n := newNode(t, engines.V29)
 	p := breaker.Start(t, filepath.Join(n.tempDir(t), "proxy.sock"), n.eng.Socket)
-	n = n.withDaemon(t, "--docker-endpoint=unix://"+p.Socket)
+	n = n.withDaemon(t, "--containers=auto", "--docker-endpoint=unix://"+p.Socket)
 	n.Kill(t)
 	p.Break(func(r *http.Request) breaker.Fault {
 		return breaker.Fault{Hang: r.URL.Query().Get("name") == translate.ShimTrialName}
