@@ -166,8 +166,8 @@ func (ci *cilium) restartDocker(t *testing.T, c *cluster) {
 	ci.awaitAgents(t, c)
 }
 
-// checkEndpoints waits until each agent has the node's running pods as its endpoints, and no others:
-// those of former network namespaces were released.
+// checkEndpoints waits until each agent has the node's running pods as its endpoints, and no
+// others: those of former network namespaces were released.
 func (*cilium) checkEndpoints(t *testing.T, c *cluster) {
 	t.Helper()
 	for _, n := range c.nodes {
