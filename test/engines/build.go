@@ -11,14 +11,17 @@ import (
 	"syscall"
 )
 
+// tags are the build tags of the packages, as in the Makefile.
+const tags = "grpcnotrace nri_no_wasm"
+
 // builds caches each built program for the test process.
 var builds sync.Map
 
 // Race reports whether the tests, and therefore the daemon, run with the race detector.
 func Race() bool { return race }
 
-// Build builds one of our programs at the path out. The program is static. If detect is set and the
-// tests run with the race detector, the program does too.
+// Build builds one of our programs at the path out, like the packages. The program is static. If
+// detect is set and the tests run with the race detector, the program does too.
 func Build(tb TB, out, pkg, ldflags string, detect bool) {
 	tb.Helper()
 	once, _ := builds.LoadOrStore(fmt.Sprint(pkg, ldflags, detect), sync.OnceValues(func() ([]byte, error) {
@@ -29,10 +32,11 @@ func Build(tb TB, out, pkg, ldflags string, detect bool) {
 		defer os.RemoveAll(tmp)
 
 		bin := filepath.Join(tmp, "program")
-		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w "+ldflags, "-o", bin, pkg)
+		args := []string{"build", "-trimpath", "-tags", tags, "-o", bin, "-ldflags"}
+		cmd := exec.Command("go", append(args, "-s -w "+ldflags, pkg)...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if race && detect {
-			cmd = exec.Command("go", "build", "-race", "-trimpath", "-ldflags", ldflags, "-o", bin, pkg)
+			cmd = exec.Command("go", append(args, ldflags, "-race", pkg)...)
 		}
 		if msg, err := cmd.CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("%w\n%s", err, msg)
