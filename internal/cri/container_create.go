@@ -97,7 +97,7 @@ func (s *Service) translateContainer(
 		return nil, nothing, err
 	}
 
-	if err := s.checkVisible("sandbox", sb.ID); err != nil {
+	if _, err := s.Visible.Sandbox(string(sb.ID)); err != nil { // its plugins have not completed
 		return nil, nothing, err
 	}
 

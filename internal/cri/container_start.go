@@ -37,7 +37,7 @@ func (s *Service) StartContainer(
 		return nil, fmt.Errorf("start container %s: %w", c.ID, err)
 	}
 
-	if err := s.checkVisible("container", c.ID); err != nil {
+	if _, err := s.Visible.Container(string(c.ID)); err != nil { // its plugins have not completed
 		return nil, err
 	}
 

@@ -15,12 +15,8 @@ func (s *Service) ContainerStatus(
 		return nil, err
 	}
 
-	c, err := s.View.Container(r.GetContainerId())
+	c, err := s.Visible.Container(r.GetContainerId())
 	if err != nil {
-		return nil, err
-	}
-
-	if err := s.checkVisible("container", c.ID); err != nil {
 		return nil, err
 	}
 

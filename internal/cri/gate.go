@@ -11,9 +11,8 @@ import (
 
 // gate contains the checks and locks at the beginning of calls.
 type gate struct {
-	view      View
-	concealer Concealer
-	names     *keylock.Map // serialises calls on one name or ID
+	view  View
+	names *keylock.Map // serialises calls on one name or ID
 }
 
 // host returns the engine's properties, or Unavailable with the reason. No list may appear empty

@@ -47,9 +47,11 @@ type Concealer interface {
 	IsConcealed(id model.ContainerID) bool
 }
 
-// Visible lists the objects that users of the CRI see; see view.Visible. The lists are shared: read
+// Visible has the objects that users of the CRI see; see view.Visible. The lists are shared: read
 // only.
 type Visible interface {
+	Sandbox(id string) (*model.Sandbox, error)
+	Container(id string) (*model.Container, error)
 	Sandboxes() []*model.Sandbox
 	Containers() []*model.Container
 }

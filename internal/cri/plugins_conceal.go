@@ -3,20 +3,11 @@ package cri
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/containerd/errdefs"
 
 	"cri-dockerd/internal/model"
 )
-
-// checkVisible returns NotFound for an object whose plugins have not completed.
-func (g *gate) checkVisible(kind string, id model.ContainerID) error {
-	if g.concealer.IsConcealed(id) {
-		return fmt.Errorf("%s %s: %w", kind, id, errdefs.ErrNotFound)
-	}
-	return nil
-}
 
 // recoverUnfinished removes containers whose plugins had not completed when the daemon was killed:
 // nobody has their IDs. For sandboxes, recoverSandboxes does so. It also removes the files of

@@ -302,7 +302,7 @@ var (
 
 // New returns the services. Call Recover after every full read of the view.
 func New(d Deps) *Service {
-	g := &gate{view: d.View, concealer: d.Concealer, names: keylock.New()}
+	g := &gate{view: d.View, names: keylock.New()}
 	volumes := &imageVolumes{gate: g, images: d.ImageView, store: d.Images, mounts: d.Volumes}
 
 	s := &Service{

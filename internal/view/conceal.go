@@ -66,13 +66,7 @@ func (v Visible) Sandboxes() []*model.Sandbox {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.store.sort()
-
-	all := v.store.sortedSandboxes
-	if v.store.concealed == 0 {
-		return all
-	}
-
-	return slices.DeleteFunc(slices.Clone(all), func(sb *model.Sandbox) bool { return v.store.isConcealed(sb.ID) })
+	return visible(&v.store, v.store.sortedSandboxes, func(sb *model.Sandbox) model.ContainerID { return sb.ID })
 }
 
 // Containers is View.Containers without concealed objects.
@@ -80,7 +74,7 @@ func (v Visible) Containers() []*model.Container {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.store.sort()
-	return v.store.visible(v.store.sortedContainers)
+	return v.store.visibleContainers(v.store.sortedContainers)
 }
 
 // conceal applies the rule to an object that the view reads for the first time.
@@ -114,36 +108,21 @@ func (s *store) reveal(id model.ContainerID) []transition {
 	return label(id, o, s.sandboxOf(o), lifecycle{}.transitionsTo(lifecycleOf(o), false))
 }
 
-// visible returns the containers that are not concealed.
-func (s *store) visible(all []*model.Container) []*model.Container {
+// visible returns the objects that are not concealed. It does not change all.
+func visible[T any](s *store, all []T, id func(T) model.ContainerID) []T {
 	if s.concealed == 0 {
 		return all
 	}
+	return slices.DeleteFunc(slices.Clone(all), func(o T) bool { return s.isConcealed(id(o)) })
+}
 
-	var out []*model.Container
-	for _, c := range all {
-		if !s.isConcealed(c.ID) {
-			out = append(out, c)
-		}
-	}
-
-	return out
+func (s *store) visibleContainers(all []*model.Container) []*model.Container {
+	return visible(s, all, func(c *model.Container) model.ContainerID { return c.ID })
 }
 
 // dropConcealed returns the transitions of visible objects.
-func (s *store) dropConcealed(transitions []transition) []transition {
-	if s.concealed == 0 {
-		return transitions
-	}
-
-	var out []transition
-	for _, t := range transitions {
-		if !s.isConcealed(t.id) {
-			out = append(out, t)
-		}
-	}
-
-	return out
+func (s *store) dropConcealed(all []transition) []transition {
+	return visible(s, all, func(t transition) model.ContainerID { return t.id })
 }
 
 // forgetConcealed ends the concealment of a removed object.

@@ -130,7 +130,7 @@ func (v *View) changeLocked(t transition) *Change {
 		ID:   t.id,
 		Pod: Pod{
 			Sandbox:    sandbox,
-			Containers: v.store.visible(v.store.containersOf(t.pod)),
+			Containers: v.store.visibleContainers(v.store.containersOf(t.pod)),
 			At:         v.stampLocked(t.at),
 		},
 	}
@@ -177,7 +177,7 @@ func (v *View) Pod(sandboxID string) (Pod, error) {
 
 	return Pod{
 		Sandbox:    s,
-		Containers: v.store.visible(v.store.containersOf(s.ID)),
+		Containers: v.store.visibleContainers(v.store.containersOf(s.ID)),
 		At:         v.stampLocked(time.Time{}),
 	}, nil
 }
