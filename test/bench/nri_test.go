@@ -22,6 +22,18 @@ func TestBootstrap(t *testing.T) {
 	}
 }
 
+// TestBootstrapOfSeries expects the same interval for a second series with the same values.
+func TestBootstrapOfSeries(t *testing.T) {
+	var one []time.Duration
+	for i := range 51 {
+		one = append(one, time.Duration(i*i))
+	}
+	low, high := bootstrap(one)
+	if low2, high2 := bootstrap(one, one); low2 != low || high2 != high {
+		t.Errorf("interval %d to %d of two series, %d to %d of one", low2, high2, low, high)
+	}
+}
+
 // TestNRILimit compares rounds with a growing load: only the differences within a round count.
 func TestNRILimit(t *testing.T) {
 	for extra, want := range map[time.Duration]bool{0: true, 9 * time.Millisecond: true, 50 * time.Millisecond: false} {
