@@ -180,8 +180,8 @@ func reportNRI(times map[string]callTimes) bool {
 	return ratio <= nriShare
 }
 
-// bootstrap returns the 95 % interval of the median of all series, from medians of resampled rounds.
-// Element i of each series belongs to round i.
+// bootstrap returns the 95 % interval of the median of all series, from medians of resampled
+// rounds. Element i of each series belongs to round i.
 func bootstrap(series ...[]time.Duration) (low, high time.Duration) {
 	const resamples = 2000
 	r := rand.New(rand.NewPCG(1, 1)) //nolint:gosec // the same samples give the same interval
