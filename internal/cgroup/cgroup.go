@@ -22,11 +22,12 @@ type Kernel struct {
 	Proc   string // proc(5)
 	Cgroup string // mount point of cgroup v2, or the directory of all v1 hierarchies
 	Pages  string // lists the sizes of huge pages
+	Log    string // the kernel's log (dev-kmsg), "" for none
 }
 
 // Host returns this machine's kernel.
 func Host() Kernel {
-	return Kernel{Proc: "/proc", Cgroup: "/sys/fs/cgroup", Pages: "/sys/kernel/mm/hugepages"}
+	return Kernel{Proc: "/proc", Cgroup: "/sys/fs/cgroup", Pages: "/sys/kernel/mm/hugepages", Log: "/dev/kmsg"}
 }
 
 // controller is a controller of cgroup v1, as far as used here.

@@ -48,8 +48,8 @@ type settle struct {
 // else zero. On cgroup v2 such a container also counts as hit if its group was removed before its
 // counter could be read, and a process was killed in a removed group of the pod at about that time.
 // For a container that ended before it could be watched, that is any time between its creation and
-// its exit: the engine may note its start after its end. Settle returns after a second at the
-// latest.
+// its exit: the engine may note its start after its end. Without a counter of the pod, as on cgroup
+// v1, the kernel's log is searched. Settle returns after a second at the latest.
 func (w *OOMWatcher) Settle(id, pod string, created, killed time.Time) {
 	w.mu.Lock()
 	c := w.watched[id]
@@ -75,17 +75,20 @@ func (w *OOMWatcher) settle(s settle) {
 	if c.fd >= 0 {
 		w.count(c)
 	}
-	if c.fd >= 0 || c.group != nil && !c.group.V2() { // its own counter was read
+	if c.fd >= 0 { // its own counter was read
 		return
 	}
 
 	p := w.podGroupOf(c)
-	if p == nil {
-		return
+	if p != nil {
+		w.recount(p)
 	}
 
-	w.recount(p)
-	if !s.killed.IsZero() && slices.ContainsFunc(p.seen, s.isAt) {
+	switch _, hit := w.Hit(c.id); {
+	case hit || s.killed.IsZero():
+	case p == nil:
+		w.searchLog(c)
+	case slices.ContainsFunc(p.seen, s.isAt):
 		w.recordUnread(c)
 	}
 }

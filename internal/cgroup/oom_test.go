@@ -24,9 +24,10 @@ type oomGroup struct {
 	exited bool
 }
 
+// newOOMGroup creates a group. The ID of its container repeats name.
 func newOOMGroup(t *testing.T, name, below string) *oomGroup {
 	t.Helper()
-	g := &oomGroup{id: strings.Repeat(name, 64)}
+	g := &oomGroup{id: strings.Repeat(name, 64)[:64]}
 	base := fmt.Sprintf("/cri-dockerd-test-%d-%s", os.Getpid(), t.Name())
 	move := realGroups(t, base+"/"+g.id+below)
 	root, limit, swap := Host().Cgroup, "memory.max", "memory.swap.max"

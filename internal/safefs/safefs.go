@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -20,9 +22,10 @@ var ErrTooLarge = fmt.Errorf("file is too large: %w", errdefs.ErrOutOfRange)
 // beneath restricts a resolution to its directory and forbids links.
 const beneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
 
-// maxRetries limits the attempts to resolve a path during concurrent renames (EAGAIN, openat2(2)).
-// A resolution takes microseconds.
-const maxRetries = 1000
+// maxDisturbance limits the time to resolve a path during concurrent renames (EAGAIN, openat2(2)).
+// A resolution takes microseconds. A count of attempts would pass within the time slice of the
+// program that renames.
+const maxDisturbance = time.Second
 
 // OpenAt opens name, a relative path beneath the directory dir. flags are those of open(2);
 // O_CLOEXEC is added. perm is the mode of a new file. No component may be a link, and the path may
@@ -46,15 +49,15 @@ func OpenAt(dir *os.File, name string, flags int, perm os.FileMode) (*os.File, e
 }
 
 // Openat2 calls openat2(2) again while renames and mounts anywhere on the machine disturb the
-// resolution of "..". It returns a descriptor, or an errno: EAGAIN if the disturbance continues.
+// resolution of "..". It returns a descriptor, or an errno: EAGAIN if the disturbance continues for
+// a second.
 func Openat2(dir int, name string, how *unix.OpenHow) (fd int, err error) {
-	for range maxRetries {
+	for end := time.Now().Add(maxDisturbance); ; runtime.Gosched() {
 		fd, err = unix.Openat2(dir, name, how)
-		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) || time.Now().After(end) {
 			return fd, err
 		}
 	}
-	return -1, err
 }
 
 // OpenDir opens a directory by an absolute path from our own configuration, for use with OpenAt.
