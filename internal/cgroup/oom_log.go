@@ -22,9 +22,9 @@ var containerGroup = regexp.MustCompile(`/(?:docker-)?([0-9a-f]{64})(?:\.scope)?
 
 // hasLoggedKill reports whether the kernel's log has an OOM kill in a container's group. It is the
 // last resort for a container whose counter was never read: systemd may remove the group of a short
-// container before its watch begins, and on cgroup v1 nothing else counts its kills. The kernel logs
-// ten kills in five seconds, older ones are overwritten, and reading may be forbidden: no record
-// proves nothing. isContainer reports whether an ID is of a container.
+// container before its watch begins, and on cgroup v1 nothing else counts its kills. The kernel
+// logs ten kills in five seconds, older ones are overwritten, and reading may be forbidden: no
+// record proves nothing. isContainer reports whether an ID is of a container.
 func (k Kernel) hasLoggedKill(id string, isContainer func(id string) bool) bool {
 	fd, err := unix.Open(k.Log, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -54,9 +54,9 @@ func (k Kernel) hasLoggedKill(id string, isContainer func(id string) bool) bool 
 
 // isKillOf reports whether a record of the kernel's log is an OOM kill in a container's group
 // (Documentation/ABI/testing/dev-kmsg). Other programs can add records, but not with the kernel's
-// facility 0. A container may name the groups below its own like another container, so the outermost
-// container of the record counts: the paths begin at the kernel's root, and a node may itself be a
-// container.
+// facility 0. A container may name the groups below its own like another container, so the
+// outermost container of the record counts: the paths begin at the kernel's root, and a node may
+// itself be a container.
 func isKillOf(record []byte, id string, isContainer func(id string) bool) bool {
 	prefix, text, ok := bytes.Cut(record, []byte(";"))
 	level, _, _ := bytes.Cut(prefix, []byte(","))

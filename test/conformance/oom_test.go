@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,8 +20,9 @@ import (
 )
 
 // newOOMHidingProxy serves an engine without OOM information on another socket, as with missing OOM
-// events of containerd. It returns the socket.
-func (n *node) newOOMHidingProxy(t *testing.T) string {
+// events of containerd. While isLate is set, the daemon learns of starts after a second, as on a
+// busy node. It returns the socket.
+func (n *node) newOOMHidingProxy(t *testing.T, isLate *atomic.Bool) string {
 	t.Helper()
 	engine, socket := n.own(t).Socket, filepath.Join(n.tempDir(t), "proxy.sock")
 	l, err := net.Listen("unix", socket)
@@ -35,7 +38,9 @@ func (n *node) newOOMHidingProxy(t *testing.T) string {
 	forward.ModifyResponse = func(r *http.Response) error {
 		switch {
 		case strings.HasSuffix(r.Request.URL.Path, "/events"):
-			r.Body = withoutOOM(r.Body)
+			r.Body = withoutOOM(r.Body, isLate)
+		case strings.HasSuffix(r.Request.URL.Path, "/start"):
+			beLate(isLate)
 		case strings.HasSuffix(r.Request.URL.Path, "/json"):
 			b, err := io.ReadAll(r.Body)
 			if err != nil {
@@ -56,8 +61,14 @@ func (n *node) newOOMHidingProxy(t *testing.T) string {
 	return socket
 }
 
+func beLate(isLate *atomic.Bool) {
+	if isLate.Load() {
+		time.Sleep(time.Second)
+	}
+}
+
 // withoutOOM removes OOM events from an event stream.
-func withoutOOM(events io.ReadCloser) io.ReadCloser {
+func withoutOOM(events io.ReadCloser, isLate *atomic.Bool) io.ReadCloser {
 	r, w := io.Pipe()
 	go func() {
 		defer events.Close()
@@ -65,6 +76,9 @@ func withoutOOM(events io.ReadCloser) io.ReadCloser {
 		in := bufio.NewReader(events)
 		for {
 			line, err := in.ReadBytes('\n')
+			if bytes.Contains(line, []byte(`"start"`)) {
+				beLate(isLate)
+			}
 			if !bytes.Contains(line, []byte(`"oom"`)) {
 				if _, err := w.Write(line); err != nil {
 					return
@@ -88,7 +102,7 @@ const exhaustMemory = "x=aaaaaaaaaaaaaaaa; while true; do x=$x$x; done"
 // another reason keep it.
 func TestOOMWithoutTheEngine(t *testing.T) {
 	eachEngine(t, func(t *testing.T, n *node) {
-		n.Daemon = n.eng.Daemon(t, "--docker-endpoint=unix://"+n.newOOMHidingProxy(t))
+		n.Daemon = n.eng.Daemon(t, "--docker-endpoint=unix://"+n.newOOMHidingProxy(t, new(atomic.Bool)))
 		cfg := n.podConfig(t)
 		pod := n.runPod(t, cfg)
 		run := func(name, script string) string {
@@ -127,5 +141,32 @@ func TestOOMWithoutTheEngine(t *testing.T) {
 		killed := run("killed", ":")
 		n.run(t, "kill", "-9", n.inspect(t, killed, ".State.Pid"))
 		assertEnd(killed, "Error", 137)
+	})
+}
+
+// TestOOMBeforeTheWatch kills containers before the daemon learns of their start, and removes their
+// control groups. The kernel knows of the kill: in the counter of the pod (cgroup v2) or in its
+// log, to which it writes ten kills of the machine in five seconds.
+func TestOOMBeforeTheWatch(t *testing.T) {
+	eachEngine(t, func(t *testing.T, n *node) {
+		var isLate atomic.Bool
+		n.Daemon = n.eng.Daemon(t, "--docker-endpoint=unix://"+n.newOOMHidingProxy(t, &isLate))
+		cfg := n.podConfig(t)
+		pod := n.runPod(t, cfg)
+		isLate.Store(true)
+
+		var reasons []string
+		for i := range 10 {
+			cc := n.containerConfig(sh(exhaustMemory))
+			cc.Metadata.Name = fmt.Sprint("c", i)
+			cc.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20}
+			s := n.waitExited(t, n.startConfig(t, pod, cfg, cc))
+			if s.ExitCode == 137 && s.Reason == "OOMKilled" {
+				return
+			}
+			reasons = append(reasons, s.Reason)
+		}
+
+		t.Errorf("reasons of OOM kills: %q, want OOMKilled once at least", reasons)
 	})
 }
