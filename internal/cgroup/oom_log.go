@@ -3,7 +3,6 @@ package cgroup
 import (
 	"bytes"
 	"errors"
-
 	"regexp"
 
 	"golang.org/x/sys/unix"
