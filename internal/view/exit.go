@@ -48,7 +48,7 @@ func (v *View) lostExitLocked(c *model.Container, engineCode int) (code int, exi
 // if the engine has lost it, and an out-of-memory kill.
 func (v *View) addExitLocked(o model.Object) model.Object {
 	c := o.Container
-	if c == nil || c.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+	if c == nil || !hasExited(c) {
 		return o
 	}
 	if code, exited, ok := v.lostExitLocked(c, int(c.ExitCode)); ok {

@@ -46,11 +46,13 @@ func (v *View) SetOOM(o OOM) { v.oom = o }
 func (v *View) ObserveOOM(id string) { v.pending.add(model.ContainerID(id), 0) }
 
 // settleOOM completes the kernel's reports for a container that has exited, before its record has
-// the exit. v.mu must not be locked.
+// the exit. Later it does nothing: whether an old SIGKILL was requested is unknown after a restart
+// of the daemon, and the kernel remembers kills of children that the container survived. v.mu must
+// not be locked.
 func (v *View) settleOOM(id model.ContainerID, exitCode int, ended time.Time) {
 	v.mu.Lock()
 	e := v.store.entries[id]
-	if e == nil || e.object.Container == nil {
+	if e == nil || e.object.Container == nil || hasExited(e.object.Container) {
 		v.mu.Unlock()
 		return
 	}
@@ -62,6 +64,15 @@ func (v *View) settleOOM(id model.ContainerID, exitCode int, ended time.Time) {
 
 	v.oom.Settle(string(id), string(c.SandboxID), c.CreatedAt, killed)
 }
+
+// settleInspected is settleOOM for the result of an inspection.
+func (v *View) settleInspected(o model.Object) {
+	if c := o.Container; c != nil && hasExited(c) {
+		v.settleOOM(c.ID, int(c.ExitCode), c.FinishedAt)
+	}
+}
+
+func hasExited(c *model.Container) bool { return c.State == runtimeapi.ContainerState_CONTAINER_EXITED }
 
 // isOOMLocked reports whether the OOM killer caused an exit that the engine did not mark as such.
 // Only exits by SIGKILL count: a container may survive the kill of a child and exit later for
@@ -78,7 +89,7 @@ func (v *View) isOOMLocked(id model.ContainerID, exitCode int, ended time.Time) 
 // addOOMReasonLocked sets the reason in the record of a container killed by the OOM killer.
 func (v *View) addOOMReasonLocked(o model.Object) model.Object {
 	c := o.Container
-	if c == nil || c.State != runtimeapi.ContainerState_CONTAINER_EXITED || c.Reason != model.ReasonError {
+	if c == nil || !hasExited(c) || c.Reason != model.ReasonError {
 		return o
 	}
 	if !v.isOOMLocked(c.ID, int(c.ExitCode), c.FinishedAt) {
@@ -98,7 +109,7 @@ func (v *View) observeOOMLocked(event engine.Event) {
 
 	c := e.object.Container
 	switch {
-	case event.Kind == engine.Started && c != nil && c.State == runtimeapi.ContainerState_CONTAINER_EXITED:
+	case event.Kind == engine.Started && c != nil && hasExited(c):
 		e.pending = exitReason{}
 		v.oom.Forget(string(event.ID))
 		v.exits.Forget(string(event.ID))

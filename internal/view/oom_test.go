@@ -1,6 +1,7 @@
 package view
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"testing"
@@ -38,6 +39,34 @@ func (f *fakeOOM) Hit(id string) (time.Time, bool) {
 func (f *fakeOOM) Forget(id string) {
 	delete(f.watched, id)
 	delete(f.hits, id)
+}
+
+// exited is an engine with one exited container.
+type exited struct {
+	down
+	object model.Object
+}
+
+func (e *exited) Objects(context.Context) ([]model.Object, error) {
+	return []model.Object{e.object}, nil
+}
+
+func (e *exited) Inspect(context.Context, model.ContainerID) (model.Object, error) {
+	return e.object, nil
+}
+
+func readEverything(t *testing.T, v *View) {
+	t.Helper()
+	if err := v.Resync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func readAgain(t *testing.T, v *View) {
+	t.Helper()
+	if err := v.Refresh(t.Context(), "c"); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // withOOM returns a view of a watched running container.
@@ -155,29 +184,48 @@ func TestOOMIsSettled(t *testing.T) {
 		"exit status is lost": {255, false, "c of pod, created true, killed true", "Error"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for _, byEvent := range []bool{true, false} {
+			for _, way := range []string{"event", "inspection", "full read"} {
 				v, oom := withOOM(t)
+				v.src = &exited{object: ended(int32(c.code), at(200))}
 				oom.late = map[string]time.Time{"c": at(200)}
 				if c.requested {
 					v.observe(engine.Event{ID: "c", Kind: engine.Killed, At: at(198)})
 				}
 
-				if byEvent {
+				switch way {
+				case "event":
 					v.observe(engine.Event{ID: "c", Kind: engine.Died, At: at(200), ExitCode: c.code})
-				} else {
-					v.settleOOM("c", c.code, at(200))
-					v.refreshed(ended(int32(c.code), at(200)))
+				case "inspection":
+					readAgain(t, v)
+				case "full read":
+					readEverything(t, v)
 				}
+
+				readAgain(t, v) // known already
 
 				x, _ := v.Container("c")
 				if x.State == runtimeapi.ContainerState_CONTAINER_EXITED && x.Reason != c.want {
-					t.Errorf("by event %v: reason %s, want %s", byEvent, x.Reason, c.want)
+					t.Errorf("by %s: reason %s, want %s", way, x.Reason, c.want)
 				}
 				if !slices.Equal(oom.settled, []string{c.settled}) {
-					t.Errorf("by event %v: settled %q, want %q", byEvent, oom.settled, c.settled)
+					t.Errorf("by %s: settled %q, want %q", way, oom.settled, c.settled)
 				}
 			}
 		})
+	}
+}
+
+// TestOOMOfAnOldExit: whether an exit before the start of the daemon was requested is unknown, so
+// the kernel is not asked about it.
+func TestOOMOfAnOldExit(t *testing.T) {
+	oom := &fakeOOM{hits: map[string]time.Time{}, late: map[string]time.Time{"c": at(200)}}
+	v := New(&exited{object: ended(137, at(200))}, discard)
+	v.SetOOM(oom)
+	readEverything(t, v)
+	readAgain(t, v)
+
+	if got := reason(t, v); got != model.ReasonError || len(oom.settled) > 0 {
+		t.Errorf("reason %s, settled %q", got, oom.settled)
 	}
 }
 

@@ -45,6 +45,9 @@ func (v *View) readAll(ctx context.Context, reason string) error {
 	if err != nil {
 		return err
 	}
+	for _, o := range objects {
+		v.settleInspected(o)
+	}
 
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -168,9 +171,7 @@ func (v *View) readOne(ctx context.Context, id model.ContainerID) error {
 	if err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	if c := o.Container; c != nil && c.State == runtimeapi.ContainerState_CONTAINER_EXITED {
-		v.settleOOM(id, int(c.ExitCode), c.FinishedAt)
-	}
+	v.settleInspected(o)
 
 	v.mu.Lock()
 	defer v.mu.Unlock()
