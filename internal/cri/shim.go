@@ -20,6 +20,8 @@ func shimCondition(s model.Shim) *runtimeapi.RuntimeCondition {
 	c := &runtimeapi.RuntimeCondition{Type: containerdShim, Status: s.IsActive(), Reason: "CreatedByShim"}
 	switch {
 	case s.IsActive():
+	case s.IsOverdue:
+		c.Reason, c.Message = "Overdue", s.Problem
 	case s.IsPending:
 		c.Reason, c.Message = "Pending", s.Problem
 	case s.IsUnsupported:
@@ -31,10 +33,10 @@ func shimCondition(s model.Shim) *runtimeapi.RuntimeCondition {
 	return c
 }
 
-// trialWait bounds the wait of a new pod for the trial of the shim, which takes 0.2 s.
+// trialWait bounds the wait of a new pod for the first trial of the shim, which takes 0.2 s.
 const trialWait = 10 * time.Second
 
-// awaitTrial waits until the trial of the shim has ended, or the engine is not ready. After a
+// awaitTrial waits until the first trial of the shim has ended, or the engine is not ready. After a
 // timeout the pod runs without the shim.
 func awaitTrial(ctx context.Context, states EngineStates) error {
 	timeout := time.NewTimer(trialWait)
@@ -42,7 +44,7 @@ func awaitTrial(ctx context.Context, states EngineStates) error {
 
 	for {
 		changed := states.Changed() // before the state, so that no change is missed
-		if e := states.Engine(); !e.Ready || !e.Host.Shim.IsPending {
+		if e := states.Engine(); !e.Ready || !e.Host.Shim.IsPending || e.Host.Shim.IsOverdue {
 			return nil
 		}
 

@@ -42,12 +42,15 @@ func (v *trialStates) set(shim model.Shim) {
 // TestAwaitTrial checks that a new pod waits for the trial of the shim, up to a timeout.
 func TestAwaitTrial(t *testing.T) {
 	pending := model.Shim{Mode: "auto", IsPending: true, Problem: "the trial has not ended"}
+	overdue := pending
+	overdue.IsOverdue = true
 	for name, c := range map[string]struct {
 		result model.Shim // after a second
 		cancel bool       // after another second
 		after  time.Duration
 	}{
 		"trial ends":  {result: model.Shim{Mode: "auto"}, after: time.Second},
+		"no result":   {result: overdue, after: time.Second},
 		"trial hangs": {result: pending, after: trialWait},
 		"call ends":   {result: pending, cancel: true, after: 2 * time.Second},
 	} {

@@ -35,7 +35,12 @@ func (e *Engine) Create(ctx context.Context, c *translate.Create) (model.Contain
 
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createTimeout)
 	defer cancel()
+	return e.createUntil(ctx, c)
+}
 
+// createUntil is Create without the wait after the end of ctx. The container may still be created
+// later.
+func (e *Engine) createUntil(ctx context.Context, c *translate.Create) (model.ContainerID, error) {
 	r, err := e.docker().ContainerCreate(ctx, client.ContainerCreateOptions{
 		Name:       c.Name,
 		Config:     c.Config,

@@ -12,10 +12,6 @@ import (
 	"cri-dockerd/internal/translate"
 )
 
-// shimTrialTimeout bounds the trial of the shim. A pause starts in 0.1 s, and its image loads in
-// 0.2 s.
-const shimTrialTimeout = 20 * time.Second
-
 // trialRemovalTimeout bounds the removal of a trial container after its trial.
 const trialRemovalTimeout = 10 * time.Second
 
@@ -38,18 +34,16 @@ func newShim(mode string, h model.Host) model.Shim {
 
 // TryShim returns whether pods can run under this project's containerd shim. Only containerd knows
 // whether its PATH has the shim's programs, so a trial container decides. The error is Unavailable
-// if the engine does not respond.
+// or DeadlineExceeded if the engine does not respond until ctx ends.
 func (e *Engine) TryShim(ctx context.Context) (model.Shim, error) {
 	s := model.Shim{
 		Mode:            e.cfg.Containers,
 		OutputDirectory: e.cfg.OutputDirectory,
 		Adjustments:     e.cfg.Adjustments,
 	}
-	trial, cancel := context.WithTimeout(ctx, shimTrialTimeout)
-	defer cancel()
 
-	image, err := e.embeddedPause(trial) // independent of registries
-	if err != nil && hasNoResult(trial, err) {
+	image, err := e.embeddedPause(ctx) // independent of registries
+	if err != nil && hasNoResult(ctx, err) {
 		return s, wrap(err, "try the containerd shim")
 	}
 	if err != nil {
@@ -63,8 +57,8 @@ func (e *Engine) TryShim(ctx context.Context) (model.Shim, error) {
 		&s.UserNSProblem: translate.NewUserNSTrial,
 	} {
 		g.Go(func() error {
-			err := e.tryContainer(trial, image, create)
-			if err != nil && hasNoResult(trial, err) {
+			err := e.tryContainer(ctx, image, create)
+			if err != nil && hasNoResult(ctx, err) {
 				return wrap(err, "try the containerd shim")
 			}
 			if err != nil {
@@ -78,9 +72,10 @@ func (e *Engine) TryShim(ctx context.Context) (model.Shim, error) {
 }
 
 // hasNoResult reports whether a failed trial shows nothing about the shim: the engine did not
-// respond in time, not even to the removal of the container, which has a timeout of its own.
-func hasNoResult(trial context.Context, err error) bool {
-	return errors.Is(err, context.DeadlineExceeded) || isUnanswered(trial, err)
+// respond in time, not even to the removal of the container, which has a timeout of its own, or it
+// still creates or removes the container of an earlier trial (Conflict).
+func hasNoResult(ctx context.Context, err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errdefs.IsConflict(err) || isUnanswered(ctx, err)
 }
 
 // tryContainer starts and removes a container.
@@ -97,15 +92,16 @@ func (e *Engine) tryContainer(
 		return err
 	}
 
-	id, err := e.Create(ctx, trial)
-	if err != nil {
-		return err
-	}
-	defer func() { // also after a timeout
+	defer func() { // also after a timeout; the next trial removes what the engine creates later
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), trialRemovalTimeout)
 		defer cancel()
 		err = errors.Join(err, remove(ctx))
 	}()
+
+	id, err := e.createUntil(ctx, trial)
+	if err != nil {
+		return err
+	}
 
 	return e.Start(ctx, id)
 }

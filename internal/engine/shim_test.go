@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 
@@ -20,6 +21,7 @@ func TestTrialWithoutResult(t *testing.T) {
 	}{
 		"removal timed out": {t.Context(), fmt.Errorf("remove container: %w", context.DeadlineExceeded), true},
 		"trial timed out":   {ended, errdefs.ErrUnknown, true},
+		"removal goes on":   {t.Context(), errors.Join(errdefs.ErrUnknown, errdefs.ErrConflict), true},
 		"engine stopped":    {t.Context(), errdefs.ErrUnavailable, true},
 		"shim not found":    {t.Context(), errdefs.ErrInvalidArgument, false},
 	} {

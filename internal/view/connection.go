@@ -90,7 +90,7 @@ func (v *View) follow(ctx context.Context) error {
 	g.Go(func() error { return v.readPendingImages(ctx) })
 	g.Go(func() error { return v.readPendingRefs(ctx) })
 	if host.Shim.IsPending {
-		g.Go(func() error { return v.tryShim(ctx) })
+		g.Go(func() error { return v.tryShim(ctx, host.Shim) })
 	}
 	for range workers {
 		g.Go(func() error { return v.readPending(ctx, g) })
@@ -104,33 +104,6 @@ func (v *View) host(ctx context.Context) (model.Host, error) {
 	ctx, cancel := context.WithTimeout(ctx, hostTimeout)
 	defer cancel()
 	return v.src.Host(ctx)
-}
-
-// tryShim tries the containerd shim until the engine responds. Only new pods wait for the result: a
-// hanging trial container must not affect the others.
-func (v *View) tryShim(ctx context.Context) error {
-	for wait := backoffMin; ; wait = min(2*wait, backoffMax) {
-		shim, err := v.src.TryShim(ctx)
-		if err == nil {
-			v.setShim(shim)
-			if !shim.IsActive() {
-				v.log.Info("new pods cannot run under the containerd shim", "reason", shim.Problem)
-			}
-			return nil
-		}
-
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-
-		v.log.Warn("no result of the trial of the containerd shim; it is repeated", "err", err)
-
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(wait):
-		}
-	}
 }
 
 // heartbeat fails as soon as the engine does not answer a ping in time.

@@ -15,8 +15,9 @@ import (
 )
 
 // TestHangingShimTrial has the engine hang while it creates the trial container of the shim. The
-// node is ready, and a new pod runs without the shim after a bounded wait. Once the engine
-// responds, new pods run under the shim, and nothing remains of the trials.
+// node is ready, and a new pod runs without the shim after a bounded wait, and without a wait once
+// the trial has timed out. When the engine responds, new pods run under the shim, and nothing
+// remains of the trials.
 func TestHangingShimTrial(t *testing.T) {
 	t.Parallel()
 	skipAtEndpoint(t)
@@ -41,14 +42,26 @@ func TestHangingShimTrial(t *testing.T) {
 	if took := time.Since(begin); took < wait/2 || took > scaled(2*wait) {
 		t.Errorf("RunPodSandbox took %s, want the wait of %s", took, wait)
 	}
-	if c := n.condition(t, "ContainerdShim"); c.Status || c.Reason != "Pending" || n.usesShim(t, without) {
+	if c := n.condition(t, "ContainerdShim"); c.Status || c.Reason == "CreatedByEngine" || n.usesShim(t, without) {
 		t.Errorf("during the trial: condition %v, pod under the shim: %v", c, n.usesShim(t, without))
 	}
 
 	id := n.start(t, without, cfg, sh("sleep 1000"))
 	n.exec(t, id, "true")
+	eventually(t, "the trial is overdue", func() bool {
+		return n.condition(t, "ContainerdShim").Reason == "Overdue"
+	})
+	begin = time.Now()
+	n.removePod(t, n.runPod(t, n.podConfig(t)))
+	if took := time.Since(begin); took > scaled(wait/2) {
+		t.Errorf("RunPodSandbox and its removal took %s after the first trial, want no wait for the next one", took)
+	}
+
 	p.Break(nil)
-	eventually(t, "the end of the trial", func() bool { return n.condition(t, "ContainerdShim").Status })
+	if !within(time.Minute, func() bool { return n.condition(t, "ContainerdShim").Status }) { // the next trial
+		t.Fatal("no trial has ended within a minute")
+	}
+
 	other := n.podConfig(t)
 	with := n.runPod(t, other)
 	if !n.usesShim(t, with) {

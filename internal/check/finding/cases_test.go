@@ -252,6 +252,11 @@ func serviceCases() []broken {
 			f.Daemon.Conditions = append(f.Daemon.Conditions, Condition{"ContainerdShim", false, "CreatedByEngine",
 				"binary not installed"})
 		}},
+		{"no result of the trial of the shim", "containerd-shim", func(f *Facts) {
+			f.Flags.Containers = "auto"
+			f.Daemon.Conditions = append(f.Daemon.Conditions, Condition{"ContainerdShim", false, "Overdue",
+				"context deadline exceeded"})
+		}},
 		{"an engine without annotations, but the shim is required", "containerd-shim", func(f *Facts) {
 			f.Flags.Containers = "shim"
 			f.Daemon.Conditions = append(f.Daemon.Conditions, Condition{"ContainerdShim", false, "NotSupported",
