@@ -128,7 +128,7 @@ func (m *Manager) ReclaimOne(ctx context.Context, id model.ContainerID, all Sand
 			return err
 		}
 
-		m.log.Info("releasing the network of a removed pod", "sandbox", id)
+		m.log.Info("releasing the network of a removed or ended pod", "sandbox", id)
 
 		return m.releaseLocked(ctx, sb)
 	})

@@ -25,12 +25,15 @@ const (
 	image    = "busybox:latest"
 	logs     = "/var/log/pods"
 	timeout  = 10 * time.Minute // of a whole command
+	// The daemon releases the networks of ended pods after it has connected to the engine. A slow
+	// machine takes half a minute for the DEL of a network chain.
+	releaseTimeout = 3 * time.Minute
 
 	usage = `usage: pods image, or pods COMMAND FILE
   image    creates the image of the pods
   start    runs pods and records them in the file
   running  all recorded pods run as before, with their addresses, and write their logs
-  ended    all recorded containers have ended
+  ended    all recorded containers have ended, and their networks are released
   again    runs the recorded pods again, as a kubelet does after a restart of the node
   remove   removes the recorded pods and checks that nothing remains
 `
@@ -261,9 +264,15 @@ func (n *node) running() error {
 	})
 }
 
-// ended checks that every pod has ended, and that its status has the time and the reason.
+// ended checks that every pod has ended, that its status has the time and the reason, and that its
+// network is released.
 func (n *node) ended() error {
 	return n.forEach(func(p *pod) error {
+		engines.Within(releaseTimeout, func() bool {
+			s, _, err := n.status(p)
+			return err == nil && s.Network.GetIp() == ""
+		})
+
 		s, c, err := n.status(p)
 		if err != nil {
 			return err

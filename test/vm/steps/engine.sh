@@ -22,5 +22,6 @@ docker version -f '{{.Server.Version}}' | grep -q "^$ENGINE\." || fail "engine: 
 driver=$(docker info -f '{{.CgroupDriver}} {{.CgroupVersion}}')
 [ "$driver" = "$DRIVER 2" ] || fail "cgroup driver and version: $driver"
 await 60 cri-dockerd check --timeout 60s
+[ "$ENGINE" != 29 ] || await 600 shim_used
 echo "$want" > $state
 docker info -f '{{.ServerVersion}} {{.CgroupDriver}} cgroup v{{.CgroupVersion}} {{.SecurityOptions}} kernel {{.KernelVersion}}'

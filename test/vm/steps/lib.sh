@@ -23,6 +23,12 @@ findings() {
 	jq -r '.findings[] | select(.status != "ok" and .status != "skip" and .id != "clock") | "\(.status) \(.id): \(.detail)"' "$1"
 }
 
+# shim_used: reports whether new pods run under the containerd shim, whose trial takes minutes on a slow machine.
+shim_used() {
+	cri-dockerd check --timeout 60s -o json > /tmp/check.json || true
+	jq -e '.findings[] | select(.id == "containerd-shim") | .status == "ok"' /tmp/check.json
+}
+
 kubectl() { $root/kubernetes/kubectl --kubeconfig /var/lib/cri-vm-kubernetes/kubeconfig "$@"; }
 
 # group POD: prints the directory of the control group of a pod's container main
