@@ -79,7 +79,8 @@ func TestKubeletImages(t *testing.T) {
 			unused, pinned := k.unused(t, r.Add(t, "unused", "1", 1, 1000))
 			// The usage of any disk exceeds one per cent.
 			k.run(t, strings.Replace(k.config, "imageGCHighThresholdPercent: 100",
-				"imageGCHighThresholdPercent: 1\nimageGCLowThresholdPercent: 0\nimageMinimumGCAge: 1s", 1))
+				"imageGCHighThresholdPercent: 1\nimageGCLowThresholdPercent: 0\nimageMinimumGCAge: 1s", 1)+
+				gate(t, "ImageVolume", 35))
 			apply := func(name, image, policy string) {
 				t.Helper()
 				k.apply(t, name, strings.NewReplacer("NAME", name, "IMAGE", image, "POLICY", policy).Replace(imagePod))
@@ -271,7 +272,8 @@ func TestKubeletPullSecret(t *testing.T) {
 			r.Set("", registry.Rule{User: "user", Password: "secret"})
 			api, kubeconfig := k.serveAPI(t, secretObjects(r.Host, private))
 			k.run(t, k.config+"contentType: application/json\nconfigMapAndSecretChangeDetectionStrategy: Get\n"+
-				"imagePullCredentialsVerificationPolicy: AlwaysVerify\n", kubeconfig)
+				"imagePullCredentialsVerificationPolicy: AlwaysVerify\n"+
+				gate(t, "KubeletEnsureSecretPulledImages", 35), kubeconfig)
 			runs := func(pod string) error {
 				l, err := k.daemon.Runtime.ListContainers(t.Context(),
 					&runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{

@@ -30,6 +30,16 @@ type kubelet struct {
 	client    http.Client
 }
 
+// gate returns a line of the kubelet's configuration that enables a feature, for kubelets older
+// than the minor version in which it is on by default. A newer one may not know the gate any more.
+func gate(t *testing.T, feature string, since int) string {
+	t.Helper()
+	if engines.KubernetesMinor(t) >= since {
+		return ""
+	}
+	return "featureGates: {" + feature + ": true}\n"
+}
+
 const kubeletConfig = `apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 address: 127.0.0.1
