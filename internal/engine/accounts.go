@@ -8,7 +8,6 @@ import (
 	"io"
 	"path"
 	"sync"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
@@ -18,8 +17,6 @@ import (
 )
 
 const (
-	// readAccountsTimeout bounds the reading of an image's accounts, usually some 50 ms.
-	readAccountsTimeout = 30 * time.Second
 	// maxAccounts limits the images in the cache.
 	maxAccounts = 512
 	// maxFileLinks limits the symbolic links in the path of a file.
@@ -60,17 +57,15 @@ func (c *accountCache) put(id model.ImageID, a *model.Accounts) {
 
 // Accounts returns the users and groups of an image. The first call for an image creates a
 // container, which is never started, reads the files from it (GET /containers/{id}/archive) and
-// removes it. Files that no image needs are DataLoss, and files that the engine cannot open
-// Internal.
+// removes it. This takes 50 ms, or half a minute on a slow node, so only the callers' deadlines and
+// those of the requests bound it. Files that no image needs are DataLoss, and files that the engine
+// cannot open Internal.
 func (e *Engine) Accounts(ctx context.Context, id model.ImageID) (*model.Accounts, error) {
 	if a := e.accounts.get(id); a != nil {
 		return a, nil
 	}
 
 	return e.accounts.calls.do(ctx, string(id), func(ctx context.Context) (*model.Accounts, error) {
-		ctx, cancel := context.WithTimeout(ctx, readAccountsTimeout)
-		defer cancel()
-
 		a, err := e.readAccounts(ctx, id)
 		if err != nil {
 			return nil, fmt.Errorf("read the users of image %s: %w", id, err)
@@ -82,7 +77,9 @@ func (e *Engine) Accounts(ctx context.Context, id model.ImageID) (*model.Account
 	})
 }
 
-func (e *Engine) readAccounts(ctx context.Context, id model.ImageID) (_ *model.Accounts, err error) {
+// readAccounts reads the accounts of an image. If the engine does not remove the reader in time,
+// the next recovery does (RemoveReaders).
+func (e *Engine) readAccounts(ctx context.Context, id model.ImageID) (*model.Accounts, error) {
 	reader := translate.NewReader(id)
 	if _, err := e.Create(ctx, reader); err != nil && !errdefs.IsConflict(err) { // or of an interrupted call
 		return nil, err
@@ -90,7 +87,9 @@ func (e *Engine) readAccounts(ctx context.Context, id model.ImageID) (_ *model.A
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), trialRemovalTimeout)
 		defer cancel()
-		err = errors.Join(err, ignore(e.remove(ctx, reader.Name), errdefs.IsNotFound))
+		if err := ignore(e.remove(ctx, reader.Name), errdefs.IsNotFound); err != nil {
+			e.cfg.Log.Warn("failed to remove the container that reads an image's users", "image", id, "err", err)
+		}
 	}()
 
 	a := &model.Accounts{} // one file after the other, because the engine locks the container

@@ -3,14 +3,18 @@ package conformance
 import (
 	"archive/tar"
 	"fmt"
+	"net/http"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"cri-dockerd/test/engines"
+	breaker "cri-dockerd/test/proxy"
 )
 
 type linuxContext = runtimeapi.LinuxContainerSecurityContext
@@ -118,6 +122,52 @@ func TestUsersOfUnusualImages(t *testing.T) {
 			})
 		}
 	})
+}
+
+// TestUsersOfAnImageOnASlowEngine: the engine takes most of a minute for the files of an image's
+// users, and hangs on the removal of their reader. The container is created, and a recovery removes
+// the reader.
+func TestUsersOfAnImageOnASlowEngine(t *testing.T) {
+	t.Parallel()
+	skipAtEndpoint(t)
+
+	n := newNode(t, engines.V29)
+	p := breaker.Start(t, filepath.Join(n.tempDir(t), "proxy.sock"), n.eng.Socket)
+	n = n.withDaemon(t, "--docker-endpoint=unix://"+p.Socket)
+	cfg := n.podConfig(t)
+	pod := n.runPod(t, cfg)
+	p.Break(func(r *http.Request) breaker.Fault {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/archive"):
+			return breaker.Fault{Delay: 20 * time.Second} // two files
+		case r.Method == http.MethodDelete && strings.Contains(r.URL.Path, "cri-dockerd_accounts"):
+			return breaker.Fault{Hang: true}
+		}
+		return breaker.Fault{}
+	})
+
+	cc := n.containerConfig(sh("sleep 1000"))
+	cc.Linux.SecurityContext.RunAsUser, cc.Linux.SecurityContext.RunAsGroup = id64(1000), id64(5)
+	r, err := n.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
+		PodSandboxId:  pod,
+		Config:        cc,
+		SandboxConfig: cfg,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	n.startID(t, r.ContainerId)
+	readers := func() string { return n.docker(t, "ps", "-aq", "--filter", "name=cri-dockerd_accounts") }
+	if readers() == "" {
+		t.Error("no reader remains, so its removal did not hang")
+	}
+
+	p.Break(nil)
+	n.Kill(t)
+	n.Start(t)
+	eventually(t, "the reader is removed", func() bool { return readers() == "" })
+	n.removePod(t, pod)
 }
 
 // unusualImages are files of users in images. A container with the user 1000 and the group 5 has
