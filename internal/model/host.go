@@ -41,7 +41,7 @@ type Shim struct {
 	// IsPending is set until a trial has shown whether containers can run under the shim. Until
 	// then they cannot.
 	IsPending bool
-	// IsOverdue is set if a trial had no result in time. A new pod does not wait for the next one.
+	// IsOverdue is set if the trials had no result in time. A new pod does not wait for the next.
 	IsOverdue bool
 	// IsUnsupported is set if the engine cannot use a shim by its nature. No installation changes
 	// that.

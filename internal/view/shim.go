@@ -18,11 +18,11 @@ const (
 	trialPauseMax = time.Minute
 )
 
-// tryShim tries the containerd shim until the engine responds in time. Only new pods wait for the
-// first result: a hanging trial container must not affect the others. pending is the state of the
-// shim before. The error is ctx's.
+// tryShim tries the containerd shim until the engine responds in time. Only new pods wait for a
+// result, until trialMin has passed: a hanging trial container must not affect the others. pending
+// is the state of the shim before. The error is ctx's.
 func (v *View) tryShim(ctx context.Context, pending model.Shim) error {
-	timeout, pause := trialMin, backoffMin
+	begin, timeout, pause := time.Now(), trialMin, backoffMin
 	for {
 		shim, err := v.tryShimOnce(ctx, timeout)
 		if err == nil {
@@ -38,7 +38,7 @@ func (v *View) tryShim(ctx context.Context, pending model.Shim) error {
 		}
 
 		v.log.Warn("no result of the trial of the containerd shim; it is repeated", "timeout", timeout, "err", err)
-		pending.IsOverdue = true
+		pending.IsOverdue = time.Since(begin) >= trialMin // not after a quick failure, such as a conflict
 		pending.Problem = fmt.Sprintf("the trial of the shim had no result and is repeated: %v", err)
 		v.setShim(pending)
 
