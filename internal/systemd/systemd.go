@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -138,7 +139,12 @@ func (m *Manager) Close() error {
 		return nil
 	}
 
-	return conn.Close()
+	err := conn.Close()
+	if errors.Is(err, net.ErrClosed) { // after a failed write
+		return nil
+	}
+
+	return err
 }
 
 // Reloaded delivers an element after systemd may have replaced the values of control groups: after
@@ -171,13 +177,34 @@ func (m *Manager) Sync(ctx context.Context) error {
 	return wrap(m.call(ctx, "org.freedesktop.DBus.Peer.Ping"), "ping")
 }
 
-// call calls a method of systemd's manager.
+// call calls a method of systemd's manager. A call that meets the end of a connection, as at a
+// reexecution of systemd, is repeated once on a new one: all calls here have the same effect twice.
 func (m *Manager) call(ctx context.Context, method string, args ...any) error {
-	conn, err := m.connect(ctx)
-	if err != nil {
-		return err
+	for repeated := false; ; repeated = true {
+		conn, err := m.connect(ctx)
+		if err != nil {
+			return err
+		}
+
+		err = conn.Object(destination, managerPath).CallWithContext(ctx, method, dbus.FlagNoAutoStart, args...).Err
+		if repeated || !isLost(err) {
+			return err
+		}
+
+		select {
+		case <-conn.Context().Done():
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		}
 	}
-	return conn.Object(destination, managerPath).CallWithContext(ctx, method, dbus.FlagNoAutoStart, args...).Err
+}
+
+// isLost reports whether an error of a call is the end of its connection. transport closes a
+// connection after a failed write.
+func isLost(err error) bool {
+	var network *net.OpError
+	return errors.Is(err, dbus.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.As(err, &network)
 }
 
 // connect returns the connection, and connects if there is none.

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -222,6 +223,13 @@ func TestReloads(t *testing.T) {
 	if !m.isReloaded(10 * time.Second) {
 		t.Error("the end of a reload was missed")
 	}
+	if err := m.Sync(t.Context()); err != nil { // its answer follows the signals
+		t.Fatal(err)
+	}
+	select {
+	case <-m.Reloaded(): // the other signals
+	default:
+	}
 
 	for range 2 { // reconnected by Run, without a call
 		p.disconnect()
@@ -232,6 +240,34 @@ func TestReloads(t *testing.T) {
 
 	if err := m.Sync(t.Context()); err != nil {
 		t.Errorf("call after the loss: %v", err)
+	}
+}
+
+// TestCallsAtReexecution: calls that meet the end of a connection, before or after systemd has read
+// them, succeed on the next connection.
+func TestCallsAtReexecution(t *testing.T) {
+	var p *peer
+	var m *Manager
+	var lose atomic.Bool
+	m, p = newPeer(t, func(m *dbus.Message) *dbus.Message {
+		if lose.Swap(false) {
+			p.disconnect()
+			return nil
+		}
+		return success(m)
+	})
+
+	for i := range 60 {
+		switch i % 3 {
+		case 0:
+			lose.Store(true)
+		case 1:
+			p.disconnect()
+		}
+
+		if err := m.Sync(t.Context()); err != nil {
+			t.Fatalf("call %d: %v", i, err)
+		}
 	}
 }
 
