@@ -364,6 +364,39 @@ func TestCgroupParent(t *testing.T) {
 	})
 }
 
+// TestGroupsOfThePause checks that a pod's pause is in the pod's control group in all hierarchies,
+// and stays there when containers start and end beside it. With cgroup v1 systemd moves the
+// processes of a slice out of the hierarchies that no unit of the slice needs, and so also those of
+// a container that runc is just starting.
+func TestGroupsOfThePause(t *testing.T) {
+	each(t, func(t *testing.T, n *node) {
+		cfg := n.podConfig(t)
+		cfg.Linux.CgroupParent = n.cgroupParent("burstable", "pod"+cfg.Metadata.Uid)
+		id := n.runPod(t, cfg)
+		pid := n.pid(t, id)
+		n.assertInGroup(t, pid, cfg.Linux.CgroupParent)
+
+		for range 3 {
+			n.waitExited(t, n.start(t, id, cfg, sh("true")))
+			n.assertInGroup(t, pid, cfg.Linux.CgroupParent)
+		}
+	})
+}
+
+// assertInGroup checks that a process is below a control group in each hierarchy with controllers,
+// or in the only one (cgroups(7), /proc/[pid]/cgroup).
+func (n *node) assertInGroup(t *testing.T, pid, group string) {
+	t.Helper()
+	lines := strings.Split(strings.TrimSpace(n.run(t, "cat", "/proc/"+pid+"/cgroup")), "\n")
+	for _, line := range lines {
+		f := strings.SplitN(line, ":", 3)
+		isUnified := f[0] == "0"
+		if (!isUnified || len(lines) == 1) && !strings.Contains(f[2], group+"/") {
+			t.Errorf("process %s is in group %q, want it below %s", pid, line, group)
+		}
+	}
+}
+
 // TestListPods checks every field of the filter.
 func TestListPods(t *testing.T) {
 	each(t, func(t *testing.T, n *node) {

@@ -89,7 +89,8 @@ type scope struct {
 func (s scope) unit() string { return path.Base(s.path) }
 
 // add moves a process into the group, and lets systemd manage both. systemd may replace the limits
-// by defaults of its own, so add writes them once more.
+// by defaults of its own, so add writes them once more. With cgroup v1 it may also have moved the
+// process while it created the slice (see ownHierarchies).
 func (s scope) add(ctx context.Context, pid int) error {
 	if err := s.group.add(ctx, pid); err != nil {
 		return err
@@ -105,6 +106,10 @@ func (s scope) add(ctx context.Context, pid int) error {
 		return wrap(err, "start unit %s", s.unit())
 	}
 
+	if err := s.group.add(ctx, pid); err != nil {
+		return err
+	}
+
 	return s.group.update(ctx, s.limits)
 }
 
@@ -113,6 +118,12 @@ func (s scope) properties(pid int) []dbus.Property {
 	slice := path.Base(path.Dir(s.path))
 	if slice == "/" {
 		slice = "-" + sliceSuffix
+	}
+
+	unified := cgroups.Mode() == cgroups.Unified
+	limits := limitProperties(s.limits, unified)
+	if !unified {
+		limits = append(limits, ownHierarchies()...)
 	}
 
 	return append([]dbus.Property{
@@ -124,7 +135,18 @@ func (s scope) properties(pid int) []dbus.Property {
 		property("MemoryAccounting", true),
 		property("CPUAccounting", true),
 		property("TasksAccounting", true),
-	}, limitProperties(s.limits, cgroups.Mode() == cgroups.Unified)...)
+	}, limits...)
+}
+
+// ownHierarchies returns properties that need the hierarchies devices and blkio of cgroup v1.
+// systemd moves the processes of a slice out of a hierarchy that no unit of the slice needs, and
+// removes the groups there. It did so to containers that runc was just starting: runc asks for
+// devices late.
+func ownHierarchies() []dbus.Property {
+	return []dbus.Property{
+		property("DevicePolicy", "closed"),
+		property("BlockIOAccounting", true),
+	}
 }
 
 func property(name string, value any) dbus.Property {

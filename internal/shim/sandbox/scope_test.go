@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/cgroups/v3"
 	"github.com/coreos/go-systemd/v22/dbus"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -86,5 +87,11 @@ func TestPropertiesOfAScope(t *testing.T) {
 	}
 	if got := all["Delegate"].Value.Value(); got != true {
 		t.Errorf("Delegate %v", got)
+	}
+	for name, want := range map[string]any{"DevicePolicy": "closed", "BlockIOAccounting": true} {
+		p, ok := all[name]
+		if unified := cgroups.Mode() == cgroups.Unified; ok == unified || ok && p.Value.Value() != want {
+			t.Errorf("%s %v with cgroup v2 %v, want %v with cgroup v1 only", name, p.Value, unified, want)
+		}
 	}
 }
