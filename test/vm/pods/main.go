@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,11 +30,13 @@ const (
 	// The daemon releases the networks of ended pods after it has connected to the engine. A slow
 	// machine takes half a minute for the DEL of a network chain.
 	releaseTimeout = 3 * time.Minute
+	// systemd replaces some limits at a reload, and the daemon restores them.
+	limitTimeout = 20 * time.Second
 
 	usage = `usage: pods image, or pods COMMAND FILE
   image    creates the image of the pods
   start    runs pods and records them in the file
-  running  all recorded pods run as before, with their addresses, and write their logs
+  running  all recorded pods run as before, with their addresses and limits, and write their logs
   ended    all recorded containers have ended, and their networks are released
   again    runs the recorded pods again, as a kubelet does after a restart of the node
   remove   removes the recorded pods and checks that nothing remains
@@ -41,6 +45,15 @@ const (
 
 // count is the number of pods.
 const count = 3
+
+// unified are limits beyond Docker's API (cgroups(7), files of cgroup v2).
+var unified = map[string]string{
+	"memory.high":      "50331648",
+	"memory.low":       "8388608",
+	"memory.min":       "4194304",
+	"memory.oom.group": "1",
+	"pids.max":         "1000",
+}
 
 // pod is a recorded pod.
 type pod struct {
@@ -168,9 +181,7 @@ func (n *node) runPod(p *pod) error {
 			LogPath:  fmt.Sprintf("main_%d.log", attempt),
 			Command: []string{"sh", "-c",
 				"trap 'exit 0' TERM; i=0; while :; do echo $i; i=$((i+1)); sleep 1; done"},
-			Linux: &runtimeapi.LinuxContainerConfig{
-				Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuShares: 102},
-			},
+			Linux: &runtimeapi.LinuxContainerConfig{Resources: resources()},
 		},
 	})
 	if err != nil {
@@ -189,6 +200,62 @@ func (n *node) runPod(p *pod) error {
 	}
 
 	return err
+}
+
+// resources returns the limits of a container.
+func resources() *runtimeapi.LinuxContainerResources {
+	r := &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuShares: 102}
+	if isUnified() {
+		r.Unified = unified
+	}
+	return r
+}
+
+// isUnified reports whether the node has cgroup v2 (cgroups(7)).
+func isUnified() bool {
+	_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
+	return err == nil
+}
+
+// limited checks the limits of a pod's container in its control group, and in its status.
+func (n *node) limited(p *pod, c *runtimeapi.ContainerStatus) error {
+	want := map[string]string{"memory/memory.limit_in_bytes": "67108864", "cpu/cpu.shares": "102"}
+	if isUnified() {
+		want = maps.Clone(unified)
+		want["memory.max"], want["memory.swap.max"] = "67108864", "0"
+	}
+
+	var errs []error
+	for _, file := range slices.Sorted(maps.Keys(want)) {
+		var got string
+		if !engines.Within(limitTimeout, func() bool {
+			got = n.exec(p, "cat", "/sys/fs/cgroup/"+file)
+			return got == want[file]
+		}) {
+			errs = append(errs, fmt.Errorf("%s is %q, want %s", file, got, want[file]))
+		}
+	}
+
+	for file, value := range c.GetResources().GetLinux().GetUnified() {
+		if value != want[file] {
+			errs = append(errs, fmt.Errorf("the status has %s of %q, want %s", file, value, want[file]))
+		}
+	}
+
+	return errors.Join(errs...)
+}
+
+// exec returns the output of a command in a pod's container, or the error.
+func (n *node) exec(p *pod, command ...string) string {
+	r, err := n.Runtime.ExecSync(n.ctx, &runtimeapi.ExecSyncRequest{
+		ContainerId: p.Container,
+		Cmd:         command,
+		Timeout:     60,
+	})
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(string(r.Stdout) + string(r.Stderr))
 }
 
 // status returns the states of a pod.
@@ -245,16 +312,11 @@ func (n *node) running() error {
 				p.StartedAt))
 		}
 
-		r, err := n.Runtime.ExecSync(n.ctx, &runtimeapi.ExecSyncRequest{
-			ContainerId: p.Container,
-			Cmd:         []string{"ip", "-4", "addr", "show", "eth0"},
-			Timeout:     60,
-		})
-		if err != nil {
-			errs = append(errs, err)
-		} else if !strings.Contains(string(r.Stdout), " "+p.Address+"/") {
-			errs = append(errs, fmt.Errorf("address in the pod: %v, want %s", r, p.Address))
+		if got := n.exec(p, "ip", "-4", "addr", "show", "eth0"); !strings.Contains(got, " "+p.Address+"/") {
+			errs = append(errs, fmt.Errorf("address in the pod: %s, want %s", got, p.Address))
 		}
+
+		errs = append(errs, n.limited(p, c))
 
 		if size := p.logSize(); !engines.Within(20*time.Second, func() bool { return p.logSize() > size }) {
 			errs = append(errs, fmt.Errorf("the log does not grow beyond %d bytes", size))
