@@ -58,12 +58,13 @@ func (s *Service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 		network.Reason, network.Message = "NetworkWarning", notice
 	}
 
+	// Without a feature a kubelet rejects pods for good, or does not ask again. So Status denies it
+	// only when that is certain. Until then RunPodSandbox waits, or refuses such a pod and is
+	// repeated.
+	hasShim := e.Ready && e.Host.Shim.MayBeActive()
 	resp := &runtimeapi.StatusResponse{
-		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network, logs, netns}},
-		Features: &runtimeapi.RuntimeFeatures{
-			SupplementalGroupsPolicy: e.Ready && e.Host.Shim.IsActive(),
-			MountOptions:             e.Ready && e.Host.Shim.IsActive(),
-		},
+		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network, logs, netns}},
+		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: hasShim, MountOptions: hasShim},
 	}
 	if e.Ready && e.Host.Shim.IsWanted() {
 		resp.Status.Conditions = append(resp.Status.Conditions, shimCondition(e.Host.Shim))

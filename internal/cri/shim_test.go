@@ -8,6 +8,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"cri-dockerd/internal/model"
 	"cri-dockerd/internal/view"
 )
@@ -77,6 +79,42 @@ func TestAwaitTrial(t *testing.T) {
 					t.Errorf("%v after %v", err, took)
 				}
 			})
+		})
+	}
+}
+
+// shimView is a View whose engine has a state of the containerd shim.
+type shimView struct {
+	View
+	states *trialStates
+}
+
+func (v shimView) Engine() view.EngineState { return v.states.Engine() }
+
+// TestFeaturesOfTheShim checks that Status denies a feature only after a trial. A kubelet rejects
+// pods with the groups policy Strict for good without it.
+func TestFeaturesOfTheShim(t *testing.T) {
+	s, _ := newService(t)
+	original := s.View
+	for name, c := range map[string]struct {
+		shim model.Shim
+		want bool
+	}{
+		"active":  {model.Shim{Mode: "auto"}, true},
+		"pending": {model.Shim{Mode: "auto", IsPending: true, Problem: "pending"}, true},
+		"overdue": {model.Shim{Mode: "shim", IsPending: true, IsOverdue: true, Problem: "no result"}, true},
+		"failed":  {model.Shim{Mode: "auto", Problem: "no shim"}, false},
+		"engine":  {model.Shim{Mode: "engine"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s.View = shimView{original, &trialStates{shim: c.shim}}
+			r, err := s.Status(t.Context(), &runtimeapi.StatusRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if f := r.Features; f.SupplementalGroupsPolicy != c.want || f.MountOptions != c.want {
+				t.Errorf("features %v, want both %v", f, c.want)
+			}
 		})
 	}
 }

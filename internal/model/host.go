@@ -58,6 +58,10 @@ type Shim struct {
 // IsActive reports whether new pods run under the shim.
 func (s Shim) IsActive() bool { return s.IsWanted() && s.Problem == "" }
 
+// MayBeActive reports whether new pods run under the shim, or a trial may still show that they
+// can.
+func (s Shim) MayBeActive() bool { return s.IsActive() || s.IsWanted() && s.IsPending }
+
 // IsWanted reports whether new pods should run under the shim.
 func (s Shim) IsWanted() bool { return s.Mode == "shim" || s.Mode == "auto" }
 

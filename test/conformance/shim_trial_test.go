@@ -46,6 +46,16 @@ func TestHangingShimTrial(t *testing.T) {
 		t.Errorf("during the trial: condition %v, pod under the shim: %v", c, n.usesShim(t, without))
 	}
 
+	// A kubelet would reject a Strict pod for good without the feature, and repeats a refused call.
+	s, err := n.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+	if err != nil || !s.GetFeatures().GetSupplementalGroupsPolicy() {
+		t.Errorf("features during the trial: %v, %v", s.GetFeatures(), err)
+	}
+	strict := n.podConfig(t)
+	strict.Linux.SecurityContext.SupplementalGroupsPolicy = runtimeapi.SupplementalGroupsPolicy_Strict
+	_, err = n.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: strict})
+	assertInvalidArgument(t, err, "supplemental_groups_policy")
+
 	id := n.start(t, without, cfg, sh("sleep 1000"))
 	n.exec(t, id, "true")
 	eventually(t, "the trial is overdue", func() bool {
@@ -69,6 +79,7 @@ func TestHangingShimTrial(t *testing.T) {
 	}
 
 	n.start(t, with, other, sh("sleep 1000"))
+	n.removePod(t, n.runPod(t, strict))
 	n.removePod(t, without)
 	n.removePod(t, with)
 	n.assertNoLeftovers(t, cfg)
