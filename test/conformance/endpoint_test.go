@@ -137,7 +137,7 @@ func TestShimOfANode(t *testing.T) {
 	n.Run(t, "sh", "-c", "echo CRI_DOCKERD_OPTS=--containers=shim > /etc/default/cri-docker")
 	n.Run(t, "systemctl", "restart", "cri-docker")
 	runInNode(t, n, "^(TestPodLifecycle|TestContainerLifecycle|TestProcess|TestUser|TestExecSync|TestPidTarget|"+
-		"TestResources|TestCgroupParent|TestGroupsOfThePause|TestOOM.*|TestShimIsUsed)$")
+		"TestResources|TestCgroupParent|TestGroupsOfThePause|TestPodsDuringReexec|TestOOM.*|TestShimIsUsed)$")
 }
 
 // TestForeignRuntime runs tests on containerd's CRI. They follow the text of the CRI only, so a

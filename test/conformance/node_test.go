@@ -73,6 +73,12 @@ func ownedBySystemd(t *testing.T) *node {
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err != nil {
 		t.Skip("needs cgroup v2")
 	}
+	return nodeOfSystemd(t)
+}
+
+// nodeOfSystemd returns the node of -endpoint, whose systemd and engine own the control groups.
+func nodeOfSystemd(t *testing.T) *node {
+	t.Helper()
 	if *endpoint == "" {
 		t.Skip("needs the systemd of a machine; set -endpoint")
 	}

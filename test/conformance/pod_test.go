@@ -1,8 +1,11 @@
 package conformance
 
 import (
+	"context"
 	"fmt"
+	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -373,6 +376,10 @@ func TestGroupsOfThePause(t *testing.T) {
 		cfg := n.podConfig(t)
 		cfg.Linux.CgroupParent = n.cgroupParent("burstable", "pod"+cfg.Metadata.Uid)
 		id := n.runPod(t, cfg)
+		if n.slices && !n.usesShim(t, id) {
+			t.Skip("systemd moves a pause that runc starts")
+		}
+
 		pid := n.pid(t, id)
 		n.assertInGroup(t, pid, cfg.Linux.CgroupParent)
 
@@ -394,6 +401,45 @@ func (n *node) assertInGroup(t *testing.T, pid, group string) {
 		if (!isUnified || len(lines) == 1) && !strings.Contains(f[2], group+"/") {
 			t.Errorf("process %s is in group %q, want it below %s", pid, line, group)
 		}
+	}
+}
+
+// TestPodsDuringReexec runs and removes pods while systemd executes itself again and again, as at
+// its upgrade.
+func TestPodsDuringReexec(t *testing.T) {
+	n := nodeOfSystemd(t)
+	first := n.runPod(t, n.podConfig(t))
+	if !n.usesShim(t, first) {
+		t.Skip("runc starts the pause, which fails during a reexecution")
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+
+	reexecs := 0
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			if exec.CommandContext(ctx, "systemctl", "daemon-reexec").Run() == nil {
+				reexecs++
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	})
+
+	for range 10 {
+		cfg := n.podConfig(t)
+		cfg.Linux.CgroupParent = n.cgroupParent("burstable", "pod"+cfg.Metadata.Uid)
+		id := n.runPod(t, cfg)
+		n.assertInGroup(t, n.pid(t, id), cfg.Linux.CgroupParent)
+		n.removePod(t, id)
+	}
+
+	cancel()
+	wg.Wait()
+	if t.Log(reexecs, "reexecutions"); reexecs < 5 {
+		t.Errorf("systemd was executed again %d times only", reexecs)
 	}
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"path"
 	"strings"
 	"time"
@@ -24,10 +26,14 @@ const (
 	sliceSuffix = ".slice"
 	// defaultSlice is the slice of containers without one, as with runc.
 	defaultSlice = "system.slice"
-	// systemdTimeout bounds a job of systemd. A scope starts in some milliseconds.
+	// systemdTimeout bounds a job of systemd, including a reexecution of systemd. A scope starts in
+	// some milliseconds.
 	systemdTimeout = 10 * time.Second
-	// noSuchUnit is the error for a unit that has ended.
+	// systemdInterval is the time between two attempts to connect, or two reads of a state.
+	systemdInterval = 50 * time.Millisecond
+	// noSuchUnit is the error for a unit that has ended, unitExists that for one of this name.
 	noSuchUnit = "org.freedesktop.systemd1.NoSuchUnit"
+	unitExists = "org.freedesktop.systemd1.UnitExists"
 )
 
 // maxUnitName is UNIT_NAME_MAX of systemd, in bytes.
@@ -96,12 +102,20 @@ func (s scope) add(ctx context.Context, pid int) error {
 		return err
 	}
 
+	repeated := false
 	if err := withSystemd(ctx, func(ctx context.Context, c *dbus.Conn) error {
 		done := make(chan string, 1)
-		if _, err := c.StartTransientUnitContext(ctx, s.unit(), "replace", s.properties(pid), done); err != nil {
+		_, err := c.StartTransientUnitContext(ctx, s.unit(), "replace", s.properties(pid), done)
+		if repeated && isError(err, unitExists) {
+			return awaitActive(ctx, c, s.unit())
+		}
+
+		repeated = true
+		if err != nil {
 			return err
 		}
-		return awaitJob(ctx, done)
+
+		return awaitJob(ctx, c, done)
 	}); err != nil {
 		return wrap(err, "start unit %s", s.unit())
 	}
@@ -207,7 +221,7 @@ func (s scope) remove(ctx context.Context) error {
 		if _, err := c.StopUnitContext(ctx, s.unit(), "replace", done); err != nil {
 			return ignoreUnit(err)
 		}
-		return errors.Join(awaitJob(ctx, done), ignoreUnit(c.ResetFailedUnitContext(ctx, s.unit())))
+		return errors.Join(awaitJob(ctx, c, done), ignoreUnit(c.ResetFailedUnitContext(ctx, s.unit())))
 	})
 
 	return errors.Join(wrap(err, "stop unit %s", s.unit()), s.group.remove(ctx))
@@ -215,18 +229,40 @@ func (s scope) remove(ctx context.Context) error {
 
 // ignoreUnit ignores that a unit has ended.
 func ignoreUnit(err error) error {
-	var e godbus.Error
-	if errors.As(err, &e) && e.Name == noSuchUnit {
+	if isError(err, noSuchUnit) {
 		return nil
 	}
 	return err
 }
 
-// withSystemd calls f with a connection to systemd.
+// isError reports whether systemd answered with an error of this name.
+func isError(err error, name string) bool {
+	var e godbus.Error
+	return errors.As(err, &e) && e.Name == name
+}
+
+// withSystemd calls f with a connection to systemd. It calls f again if the connection ends, as at
+// `systemctl daemon-reexec`: systemd may have executed a call that got no answer.
 func withSystemd(ctx context.Context, f func(context.Context, *dbus.Conn) error) error {
 	ctx, cancel := context.WithTimeout(ctx, systemdTimeout)
 	defer cancel()
 
+	for {
+		err := connected(ctx, f)
+		if !isLost(err) {
+			return err
+		}
+
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		case <-time.After(systemdInterval):
+		}
+	}
+}
+
+// connected calls f with a connection to systemd.
+func connected(ctx context.Context, f func(context.Context, *dbus.Conn) error) error {
 	c, err := dbus.NewSystemdConnectionContext(ctx)
 	if err != nil {
 		return wrap(err, "connect to systemd")
@@ -236,15 +272,52 @@ func withSystemd(ctx context.Context, f func(context.Context, *dbus.Conn) error)
 	return f(ctx, c)
 }
 
-// awaitJob waits for the end of a job of systemd.
-func awaitJob(ctx context.Context, done <-chan string) error {
-	select {
-	case result := <-done:
-		if result != "done" {
-			return fmt.Errorf("systemd's job ended with %q", result)
+// isLost reports whether an error is the end of a connection, or its refusal.
+func isLost(err error) bool {
+	var network *net.OpError
+	return errors.Is(err, godbus.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.As(err, &network)
+}
+
+// awaitJob waits for the end of a job of systemd. Its signal does not arrive after the end of the
+// connection.
+func awaitJob(ctx context.Context, c *dbus.Conn, done <-chan string) error {
+	tick := time.NewTicker(systemdInterval)
+	defer tick.Stop()
+
+	for {
+		select {
+		case result := <-done:
+			if result != "done" {
+				return fmt.Errorf("systemd's job ended with %q", result)
+			}
+			return nil
+		case <-tick.C:
+			if !c.Connected() {
+				return godbus.ErrClosed
+			}
+		case <-ctx.Done():
+			return ctx.Err()
 		}
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	}
+}
+
+// awaitActive waits until a unit has started.
+func awaitActive(ctx context.Context, c *dbus.Conn, unit string) error {
+	for {
+		state, err := c.GetUnitPropertyContext(ctx, unit, "ActiveState")
+		if err != nil {
+			return err
+		}
+
+		if state.Value.Value() == "active" {
+			return nil
+		}
+
+		select {
+		case <-time.After(systemdInterval):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
