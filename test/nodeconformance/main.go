@@ -45,6 +45,9 @@ const engine = `{"exec-opts": ["native.cgroupdriver=systemd"], "runtimes": {"tes
 const accountScript = `group=/sys/fs/cgroup/cpuacct/system.slice/docker.service
 [ -L /sys/fs/cgroup/cpuacct ] || [ ! -d /sys/fs/cgroup/cpuacct ] || { mkdir -p $group && cat /run/docker.pid > $group/cgroup.procs; }`
 
+// sudoScript installs a sudo for root. The serial tests restart the kubelet with it.
+const sudoScript = `printf '#!/bin/sh\nexec "$@"\n' > /usr/local/bin/sudo && chmod 755 /usr/local/bin/sudo`
+
 const network = `{"cniVersion": "1.0.0", "name": "test", "plugins": [
   {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
    "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.244.1.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
@@ -94,6 +97,7 @@ func run(h *engines.Program, o options) bool {
 	suite.LoadImages(h, n, "e2e-node")
 	createTraffic(h, w, n)
 	n.Run(h, "sh", "-ec", accountScript)
+	n.Run(h, "sh", "-ec", sudoScript)
 	err := suite.Run{
 		Program: "e2e_node.test",
 		Focus:   o.focus,
