@@ -572,6 +572,8 @@ func TestHangingInspects(t *testing.T) {
 		t.Fatalf("Images: %+v, %v", images, err)
 	}
 
+	var log bytes.Buffer
+	e.cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
 	hangs.Store(true)
 	tag.Store("odd:2")
 	begin := time.Now()
@@ -588,6 +590,13 @@ func TestHangingInspects(t *testing.T) {
 
 	if d := time.Since(begin); d < 2*stragglerTimeout {
 		t.Errorf("the lists took %s, want at least %s", d, 2*stragglerTimeout)
+	}
+
+	if images, err := e.Images(t.Context()); err != nil || len(images) != 2 || !images[0].Stale {
+		t.Errorf("Images once more: %+v, %v", images, err)
+	}
+	if n := strings.Count(log.String(), "failed to inspect image in time"); n != 1 {
+		t.Errorf("%d warnings of two lists, want 1:\n%s", n, &log)
 	}
 
 	hangs.Store(false)

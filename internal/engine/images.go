@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -114,7 +115,11 @@ func (e *Engine) describe(
 	}
 
 	if err != nil {
-		e.cfg.Log.Warn("failed to inspect image in time; using the engine's image list instead", "err", err)
+		level := slog.LevelWarn
+		if before != nil && before.Stale { // each list repeats it on a slow engine
+			level = slog.LevelDebug
+		}
+		e.cfg.Log.Log(ctx, level, "failed to inspect image in time; using the engine's image list instead", "err", err)
 		read = read.StaleAfter(before)
 	}
 
