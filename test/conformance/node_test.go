@@ -91,6 +91,15 @@ func nodeOfSystemd(t *testing.T) *node {
 	return n
 }
 
+// needsShim skips the test if a pod runs without the shim on a node with systemd's cgroup driver.
+// fault is that of runc.
+func (n *node) needsShim(t *testing.T, pod, fault string) {
+	t.Helper()
+	if n.slices && !n.usesShim(t, pod) {
+		t.Skip(fault)
+	}
+}
+
 // needsUnit skips the test if a unit of systemd is not active.
 func (n *node) needsUnit(t *testing.T, unit string) {
 	t.Helper()

@@ -376,10 +376,7 @@ func TestGroupsOfThePause(t *testing.T) {
 		cfg := n.podConfig(t)
 		cfg.Linux.CgroupParent = n.cgroupParent("burstable", "pod"+cfg.Metadata.Uid)
 		id := n.runPod(t, cfg)
-		if n.slices && !n.usesShim(t, id) {
-			t.Skip("systemd moves a pause that runc starts")
-		}
-
+		n.needsShim(t, id, "systemd moves a pause that runc starts")
 		pid := n.pid(t, id)
 		n.assertInGroup(t, pid, cfg.Linux.CgroupParent)
 
@@ -408,11 +405,7 @@ func (n *node) assertInGroup(t *testing.T, pid, group string) {
 // its upgrade.
 func TestPodsDuringReexec(t *testing.T) {
 	n := nodeOfSystemd(t)
-	first := n.runPod(t, n.podConfig(t))
-	if !n.usesShim(t, first) {
-		t.Skip("runc starts the pause, which fails during a reexecution")
-	}
-
+	n.needsShim(t, n.runPod(t, n.podConfig(t)), "the start of a pause by runc may fail during a reexecution")
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	defer wg.Wait()
