@@ -88,6 +88,7 @@ func TestStoppedService(t *testing.T) {
 	t.Cleanup(func() { _ = sleep.Wait() }) // the end of ctx has killed it
 	p := New(50 * time.Millisecond)
 	wait := func(limit time.Duration) (took time.Duration, w *stopwatch) {
+		begin := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), limit)
 		defer cancel()
 
@@ -100,7 +101,6 @@ func TestStoppedService(t *testing.T) {
 		})
 		defer w.end()
 
-		begin := time.Now()
 		w.call(func() { <-calls.Done() })
 
 		return time.Since(begin), w
