@@ -61,8 +61,9 @@ func (s *Service) create(ctx context.Context, sandboxID string, create *translat
 	}
 
 	var u undo.Stack
-	u.Push("create", func(ctx context.Context) error { return s.removeByName(ctx, create.Name) })
-	id, err := s.createContainer(ctx, create)
+	var id model.ContainerID
+	u.Push("create", func(ctx context.Context) error { return s.removeByName(ctx, create.Name, id) })
+	id, err = s.createContainer(ctx, create)
 	if err == nil {
 		err = s.View.Refresh(ctx, id)
 	}

@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -346,5 +347,27 @@ func TestUnreadableUsers(t *testing.T) {
 				t.Errorf("%d containers were created, want %d", n, created)
 			}
 		})
+	}
+}
+
+// TestCreateWithoutAnInspect checks that a failed create leaves nothing behind if the engine
+// answers no read of the container, such as one with labels of many megabytes.
+func TestCreateWithoutAnInspect(t *testing.T) {
+	s, w := newService(t)
+	cfg := w.pod()
+	pod := runPod(t, s, cfg)
+	before := w.engine.Containers()
+	w.setEngineFault(func(verb string, _ bool) error {
+		if verb == "inspect" || verb == "find" {
+			return context.DeadlineExceeded
+		}
+		return nil
+	})
+
+	if r, err := s.CreateContainer(t.Context(), createRequest(pod, cfg)); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("CreateContainer: %v, %v", r, err)
+	}
+	if after := w.engine.Containers(); after != before {
+		t.Errorf("%d containers, want %d as before", after, before)
 	}
 }

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -26,7 +27,7 @@ const (
 func (s *Service) undoSandbox(ctx context.Context, name string, created model.ContainerID) error {
 	remove := func() error {
 		if created == "" { // a create may have succeeded although canceled or its response lost
-			return s.removeByName(ctx, name)
+			return s.removeByName(ctx, name, "")
 		}
 		// Also cleans up if someone has removed the pause container meanwhile.
 		return s.removeByID(ctx, created)
@@ -85,24 +86,39 @@ func (g *gate) lockFoundSandbox(ctx context.Context, id model.ContainerID) (*loc
 	return g.lockSandbox(ctx, string(id))
 }
 
-// removeByName removes the sandbox or container with this name, if it is managed by this daemon.
-func (s *Service) removeByName(ctx context.Context, name string) error {
-	id, o, err := s.Engine.FindByName(ctx, name)
-	switch {
-	case err != nil:
-		return ignoreNotFound(err)
-	case o.Sandbox != nil:
-		return s.removeByID(ctx, id)
-	case o.Container != nil:
-		c, err := s.lockFoundContainer(ctx, id)
-		if err != nil {
+// removeByName removes the sandbox or container with this name, if it is managed by this daemon. A
+// container created by this call is removed by its ID: an inspect of it may be what failed.
+func (s *Service) removeByName(ctx context.Context, name string, created model.ContainerID) error {
+	id := created
+	if created == "" {
+		found, o, err := s.Engine.FindByName(ctx, name)
+		switch {
+		case err != nil:
+			return ignoreNotFound(err)
+		case o.Sandbox != nil:
+			return s.removeByID(ctx, found)
+		case o.Container == nil:
+			return nil // not managed by this daemon
+		}
+
+		if err := s.View.Refresh(ctx, found); err != nil {
 			return ignoreNotFound(err)
 		}
-		defer c.unlock()
-		return s.removeContainer(ctx, c)
+
+		id = found
 	}
 
-	return nil // not managed by this daemon
+	c, err := s.lockContainer(ctx, string(id))
+	if errdefs.IsNotFound(err) && created != "" { // the view has not read it
+		return errors.Join(ignoreNotFound(s.Engine.Remove(ctx, created)), s.PluginStore.Forget(created))
+	}
+
+	if err != nil {
+		return ignoreNotFound(err)
+	}
+	defer c.unlock()
+
+	return s.removeContainer(ctx, c)
 }
 
 // removeByID removes a sandbox, complete or not. It works without an inspect: the engine may hang
